@@ -1,0 +1,1 @@
+"""The rooms behind the phase scripts: one module per idea, named by it."""

@@ -1,0 +1,196 @@
+"""Settings: one YAML file of defaults, an optional profile over it, flags over both.
+
+``utils/basic_config.yaml`` is the only list of settings. Each script names the sections it uses;
+every key of those sections becomes a ``--key`` flag whose help is the comment on the key's line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
+Config = dict[str, dict[str, Any]]
+
+
+class UsageError(Exception):
+    """A mistake the user can mend; the message names the file, the field and the next step."""
+
+
+def load_config(profile: str | None = None) -> Config:
+    """Read the defaults and lay a profile over them.
+
+    Args:
+        profile: path of a YAML file with some of the sections and keys of ``basic_config.yaml``; its
+            ``extends: other.yaml`` lays it over another profile of the same folder.
+
+    Returns:
+        Section name -> key -> value.
+
+    Raises:
+        UsageError: the profile is missing, is no mapping, or has a section, key or type that
+            ``basic_config.yaml`` does not know.
+    """
+    config: Config = _read_yaml(BASIC_CONFIG)
+    if profile is None:
+        return config
+    overlay = _read_yaml(Path(profile))
+    if base := overlay.pop("extends", None):
+        config = load_config(str(Path(profile).with_name(base)))
+    for section, values in overlay.items():
+        if section not in config:
+            raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
+        for key, value in (values or {}).items():
+            if key not in config[section]:
+                hint = _nearest(key, config[section])
+                raise UsageError(f"{profile}: unknown key '{section}.{key}'{hint}")
+            config[section][key] = _coerce(value, config[section][key], f"{profile}: {section}.{key}")
+    return config
+
+
+def phase_arguments(
+    doc: str | None,
+    sections: Sequence[str],
+    argv: Sequence[str] | None = None,
+    extra: Iterable[tuple[str, dict[str, Any]]] = (),
+) -> argparse.Namespace:
+    """Parse one script's command line.
+
+    Args:
+        doc: the script's docstring, shown by ``--help``.
+        sections: sections of the YAML file whose keys become flags, besides ``common``.
+        argv: the arguments; ``sys.argv[1:]`` if None.
+        extra: flags of this script alone, as ``(flag, add_argument's keywords)``.
+
+    Returns:
+        A namespace with one attribute a key, ``prompts`` (the section of that name), ``overwrite``
+        and the extras. Secrets come from ``--api_key``, else the environment, else the file.
+    """
+    sections = ("common", *sections)
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config")
+    profile = pre.parse_known_args(argv)[0].config
+    config = load_config(profile)
+
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="YAML", help="profile laid over utils/basic_config.yaml")
+    parser.add_argument("--overwrite", action="store_true", help="redo the phase even if its output is finished")
+    for flag, keywords in extra:
+        parser.add_argument(flag, **keywords)
+    comments, basic = _comments(), _read_yaml(BASIC_CONFIG)
+    for section in sections:
+        group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
+        for key, default in config[section].items():
+            shown = "set" if key == "api_key" and default else default
+            group.add_argument(
+                f"--{key}",
+                default=default,
+                type=_flag_type(basic[section][key]),
+                nargs="?" if isinstance(basic[section][key], bool) else None,
+                const=True if isinstance(basic[section][key], bool) else None,
+                help=f"{comments.get((section, key), '')} [{shown}]".replace("%", "%%"),
+            )
+    args = parser.parse_args(argv)
+    args.prompts = config["prompts"]
+    check_dataset_name(args.dataset)
+    if "api_key" in vars(args) and not any(a.startswith("--api_key") for a in argv or sys.argv[1:]):
+        args.api_key = os.environ.get("OPENAI_API_KEY") or args.api_key
+    return args
+
+
+def check_dataset_name(name: str) -> None:
+    """Accept any folder name below ``data_dir``, and nothing that leaves it."""
+    if not name or Path(name).name != name or name in (".", ".."):
+        raise UsageError(f"--dataset {name!r} must be the plain name of a folder under data_dir")
+
+
+def dataset_dir(args: argparse.Namespace) -> Path:
+    """``data_dir/dataset``."""
+    return Path(args.data_dir) / args.dataset
+
+
+def docs_path(args: argparse.Namespace) -> Path:
+    """Where get_docs writes and every later phase reads the candidates of the training questions."""
+    return dataset_dir(args) / f"train_docs_{args.train_questions or 'all'}.jsonl"
+
+
+def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
+    """The named settings, as a manifest records them and a resumed phase compares them."""
+    return {key: getattr(args, key) for key in keys}
+
+
+def run_main(main: Any) -> None:
+    """Run a script's ``main``; a `UsageError` ends it with its message and exit code 2, no traceback."""
+    try:
+        code = main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; profiles are listed in profiles/") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must be a mapping of sections, as utils/basic_config.yaml is")
+    return content
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else "; utils/basic_config.yaml lists what there is"
+
+
+def _coerce(value: Any, default: Any, where: str) -> Any:
+    """Give ``value`` the type of ``default``; YAML reads 6e-5 as a string, people write 2 for 2.0."""
+    if default is None or value is None or type(value) is type(default):
+        return value
+    if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise UsageError(f"{where} must be {type(default).__name__}, not {value!r}")
+
+
+def _flag_type(default: Any) -> Any:
+    if isinstance(default, bool):
+        return _boolean
+    if isinstance(default, list):
+        return lambda text: yaml.safe_load(text) if text.startswith("[") else [text]
+    return str if default is None else type(default)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def _comments() -> dict[tuple[str, str], str]:
+    """The comment on each key's line of ``basic_config.yaml``, which PyYAML does not keep."""
+    comments, section = {}, ""
+    for line in BASIC_CONFIG.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"(\w+):\s*$", line):
+            section = match[1]
+        elif match := re.match(r"  (\w+):.*?\s#\s(.*)$", line):
+            comments[section, match[1]] = match[2]
+    return comments

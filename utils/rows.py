@@ -1,0 +1,95 @@
+"""The rows that stand between phases, checked where they enter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FiniteFloat, model_validator
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, int)) else value
+
+
+Name = Annotated[str, BeforeValidator(_text), AfterValidator(_not_blank)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+Answers = Annotated[list[Name], BeforeValidator(_list)]
+
+
+class Question(BaseModel):
+    """A line of ``dataset/NAME/{train,dev,test}.jsonl``, FlashRAG's format."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: Name
+    question: Text
+    golden_answers: Answers
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_answer(self) -> Self:
+        if not self.golden_answers:
+            raise ValueError("golden_answers is empty")
+        return self
+
+
+class Rationale(Question):
+    """A line of ``dataset/NAME/reason/train_with_reason.jsonl``: a question and why its answer is right."""
+
+    reason: Text
+
+
+class Passage(BaseModel):
+    """A line of a FlashRAG corpus; ``contents`` is the title, a newline, and the text."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: Name
+    contents: Text
+
+
+class PassageScores(BaseModel):
+    """Passage ids with one score each, best first."""
+
+    passage_ids: list[str]
+    scores: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.passage_ids) != len(self.scores):
+            raise ValueError(f"{len(self.passage_ids)} passage_ids but {len(self.scores)} scores")
+        return self
+
+
+class Candidates(Question, PassageScores):
+    """The retrieved passages of one question: a line of ``train_docs_*.jsonl``."""
+
+
+class Scored(PassageScores):
+    """A line of a ``score_cache.jsonl`` in this project's own format: ids instead of texts."""
+
+    id: Name
+    query: Text
+
+
+class PublishedScored(BaseModel):
+    """A line of a ``score_cache.jsonl`` in the published format, best first."""
+
+    query: Text
+    content: list[tuple[str, FiniteFloat]]
+
+
+class TrainingGroup(BaseModel):
+    """A line of FlagEmbedding's training file."""
+
+    query: Text
+    pos: list[Text]
+    neg: list[Text]
