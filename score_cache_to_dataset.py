@@ -1,0 +1,54 @@
+"""Fuse rationale and retrieval scores and sample the reranker's training groups.
+
+    python score_cache_to_dataset.py
+    python score_cache_to_dataset.py --dataset nq --reason_weight 0.25 --sampling iteration
+
+reads   DATA_DIR/DATASET/reason/score_cache.jsonl and DATA_DIR/DATASET/retrieval/score_cache.jsonl
+writes  DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl
+
+For each question both score lists are min-max normalised over its passages and fused, weight times
+rationale plus the rest times retrieval; the best --fusion_topk are kept and sampled into lines
+{query, pos, neg}. Caches in the published format ({query, content: [[passage, score], ...]}) are
+read as well. Questions that cannot give a whole group are left out and counted.
+"""
+
+from __future__ import annotations
+
+from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main
+from utils.sampling import SAMPLERS
+
+EXTRA = [
+    ("--reason_cache", {"help": "rationale scores [DATA_DIR/DATASET/reason/score_cache.jsonl]"}),
+    ("--retrieval_cache", {"help": "retrieval scores [DATA_DIR/DATASET/retrieval/score_cache.jsonl]"}),
+    ("--passages", {"help": "texts of the passage ids in the caches [DATA_DIR/DATASET/train_docs_N.passages.jsonl]"}),
+    ("--output", {"help": "[DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl]"}),
+]
+
+
+def main() -> None:
+    """Parse the command line and write the training file."""
+    args = phase_arguments(__doc__, ["fusion"], extra=EXTRA)
+    if args.sampling not in SAMPLERS:
+        raise UsageError(f"--sampling {args.sampling!r} is none of {', '.join(SAMPLERS)}")
+    if not 0 <= args.reason_weight <= 1:
+        raise UsageError(f"--reason_weight {args.reason_weight} must lie between 0 and 1")
+
+    from utils.passages import passages_path
+    from utils.training_data import write_training_file
+
+    folder = dataset_dir(args)
+    write_training_file(
+        reason_cache=args.reason_cache or folder / "reason/score_cache.jsonl",
+        retrieval_cache=args.retrieval_cache or folder / "retrieval/score_cache.jsonl",
+        docs=docs_path(args),
+        passages=args.passages or passages_path(docs_path(args)),
+        output=args.output or folder / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl",
+        weight=args.reason_weight,
+        sampling=args.sampling,
+        topk=args.fusion_topk,
+        overwrite=args.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,162 @@
+"""Small real parts shared by the tests: tiny random models with MiniLM's tokenizer, a corpus, an HTTP LLM."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).parents[1]
+SUBJECTS = "river castle engine violin glacier harbour comet orchard tunnel lantern".split()
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Callable[..., subprocess.CompletedProcess]:
+    """Run one of the project's scripts as a process; relative paths are those of ``cwd``."""
+
+    def run(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+        command = [str(word) for word in words]
+        if command[0].endswith(".sh"):
+            command = ["sh", str(ROOT / command[0]), *command[1:]]
+        elif command[0] == "-m":
+            command = [sys.executable, *command]
+        else:
+            command = [sys.executable, str(ROOT / command[0]), *command[1:]]
+        environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
+        environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **env}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from quickstart.models import minilm_path
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(minilm_path())
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory, tokenizer) -> Path:
+    """A random 2-layer BERT in a folder."""
+    return _save(tmp_path_factory.mktemp("encoder"), tokenizer, "BertModel")
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory, tokenizer) -> Path:
+    """A random 2-layer BERT with one label in a folder."""
+    return _save(tmp_path_factory.mktemp("reranker"), tokenizer, "BertForSequenceClassification", num_labels=1)
+
+
+def _save(folder: Path, tokenizer, architecture: str, **kwargs) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        **kwargs,
+    )
+    getattr(transformers, architecture)(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """60 passages, the last two of equal text."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    rows = [
+        {
+            "id": f"p{i}",
+            "contents": f"The {SUBJECTS[i % 10]} {i}\n" + f"about the {SUBJECTS[i // 7]} number {i} " * (i % 9 + 1),
+        }
+        for i in range(59)
+    ]
+    write_jsonl(path, [*rows, {"id": "p59", "contents": rows[58]["contents"]}])
+    return path
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory, corpus, tiny_encoder) -> Path:
+    """The corpus's Flat index, built by FlashRAG's builder with the published flags."""
+    folder = tmp_path_factory.mktemp("index")
+    subprocess.run(
+        [
+            sys.executable, "-m", "flashrag.retriever.index_builder", "--retrieval_method", "e5",
+            "--model_path", str(tiny_encoder), "--corpus_path", str(corpus), "--save_dir", f"{folder}/",
+            "--max_length", "512", "--batch_size", "512", "--pooling_method", "mean", "--faiss_type", "Flat",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "e5_Flat.index"
+
+
+@pytest.fixture
+def retrieval_args(index, corpus, tiny_encoder) -> SimpleNamespace:
+    """The retrieval section's settings over the tiny index."""
+    return SimpleNamespace(
+        retrieval_method="e5", retriever_path=str(tiny_encoder), index_path=str(index), corpus_path=str(corpus),
+        retrieval_batch_size=4, retrieval_query_max_length=64, retrieval_pooling_method="mean",
+        retrieval_use_fp16=True, instruction=None, faiss_gpu=False, faiss_mmap=True, overwrite=False,
+    )  # fmt: skip
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def questions(count: int) -> list[dict]:
+    return [
+        {"id": f"q{i}", "question": f"where is the {SUBJECTS[i % 10]} number {i}", "golden_answers": [f"number {i}"]}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def llm_server():
+    """Start `llm_server.py`; gives ``base_url`` and ``stats()``."""
+    started = []
+
+    def start(delay: float = 0.0) -> SimpleNamespace:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "tests/llm_server.py", str(delay)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+
+        def stats() -> dict:
+            with urllib.request.urlopen(f"{url}/stats") as reply:
+                return json.load(reply)
+
+        return SimpleNamespace(base_url=f"{url}/v1", stats=stats, process=process)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

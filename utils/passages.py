@@ -1,0 +1,46 @@
+"""The texts of retrieved passages, each kept once beside the file that names them by id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.config import UsageError
+from utils.rows import Passage
+from utils.storage import LineIndex, parse_row
+
+
+def passages_path(docs: str | os.PathLike[str]) -> Path:
+    """``train_docs_20000.jsonl`` -> ``train_docs_20000.passages.jsonl``, itself a FlashRAG corpus."""
+    return Path(docs).with_suffix(".passages.jsonl")
+
+
+class PassageTexts:
+    """Passage texts by id, read from disk one at a time.
+
+    Args:
+        path: JSON lines ``{id, contents}``.
+        made_by: the command that makes the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], made_by: str = "") -> None:
+        made_by = made_by or "python dataset_generation.py --dataset NAME --phase get_docs"
+        self._index = LineIndex(path, lambda row: str(row["id"]), made_by)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __getitem__(self, passage_id: str) -> str:
+        """The passage's ``contents``.
+
+        Raises:
+            UsageError: no passage has this id.
+        """
+        if passage_id not in self._index:
+            raise UsageError(f"{self._index.path} has no passage with id {passage_id!r}; make it again with get_docs")
+        where, raw = self._index[passage_id]
+        return parse_row(raw, Passage, where).contents

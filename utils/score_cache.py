@@ -1,0 +1,106 @@
+"""Score caches: for each question its passages with one kind of score, best first.
+
+Two line formats are read, told apart by their fields:
+
+- own: ``{id, query, passage_ids, scores}``; far smaller, texts are looked up by passage id;
+- published: ``{query, content: [[passage, score], ...]}``; a passage's text is its identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from utils.config import UsageError
+from utils.fusion import descending, fuse
+from utils.rows import PublishedScored, Scored
+from utils.storage import LineIndex, parse_row
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One question's passages after fusion, best first; ``passages`` are ids (own format) or texts."""
+
+    query_id: str | None
+    query: str
+    passages: list[str]
+
+
+def open_cache(path: str | os.PathLike[str], made_by: str = "") -> LineIndex:
+    """Open a cache for access by question; errors name file, line and field."""
+    return LineIndex(path, lambda row: str(row["id"]) if "id" in row else row["query"], made_by)
+
+
+def is_published(cache: LineIndex) -> bool:
+    """Whether the cache holds passage texts instead of ids, judged by its first line."""
+    where, first = cache[next(iter(cache))]
+    if "content" not in first and "passage_ids" not in first:
+        raise UsageError(f"{where}: a score cache line has 'content' (published), or 'passage_ids' and 'scores'")
+    return "content" in first
+
+
+def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]) -> Iterator[Ranked]:
+    """Join two caches by question and passage, fuse, and rank, one question at a time.
+
+    Equal fused scores keep the order of the rationale cache, as in the published script.
+
+    Args:
+        reason: cache of rationale scores; its order is the order of the output.
+        retrieval: cache of retrieval scores; questions that only it has are counted and left out.
+        weight: as in `utils.fusion.fuse`.
+        counts: receives ``questions without a rationale score``, ``questions without any order``
+            (every score equal in both caches; left out), ``constant score lists`` (one of the two;
+            the other decides) and ``repeated passages`` (the best-scored occurrence is kept).
+
+    Raises:
+        UsageError: a malformed line, mixed formats, a question that only the rationale cache has,
+            or a question whose passages differ between the caches.
+    """
+    if is_published(reason) != is_published(retrieval):
+        raise UsageError(f"{reason.path} and {retrieval.path} have different formats; make both by the same command")
+    counts["questions without a rationale score"] = sum(key not in reason for key in retrieval)
+    for key in reason:
+        where, raw = reason[key]
+        if key not in retrieval:
+            raise UsageError(
+                f"{where}: question {key[:80]!r} is not in {retrieval.path}; "
+                "both caches must come from the same train_docs file"
+            )
+        other_where, other_raw = retrieval[key]
+        query_id, query, rationale = _scores(raw, where, counts)
+        _, _, retrieved = _scores(other_raw, other_where, counts)
+        if rationale.keys() != retrieved.keys():
+            differing = len(rationale.keys() ^ retrieved.keys())
+            raise UsageError(
+                f"{where} and {other_where}: {differing} passages stand in one cache only; "
+                "both caches must come from the same train_docs file"
+            )
+        lists = [list(rationale.values()), [retrieved[passage] for passage in rationale]]
+        # A list of weight 0 takes no part in the order.
+        flat = [len(set(scores)) < 2 for scores, w in zip(lists, (weight, 1 - weight), strict=True) if w]
+        if all(flat):
+            counts["questions without any order"] += 1
+            continue
+        counts["constant score lists"] += sum(flat)
+        passages = list(rationale)
+        yield Ranked(query_id, query, [passages[i] for i in descending(fuse(lists[0], lists[1], weight))])
+
+
+def _scores(raw: dict[str, Any], where: str, counts: Counter[str]) -> tuple[str | None, str, dict[str, float]]:
+    """Question id, question, and passage -> score in the line's order."""
+    if "content" in raw:
+        published = parse_row(raw, PublishedScored, where)
+        query_id, query, pairs = None, published.query, published.content
+    else:
+        own = parse_row(raw, Scored, where)
+        query_id, query, pairs = own.id, own.query, list(zip(own.passage_ids, own.scores, strict=True))
+    if not pairs:
+        raise UsageError(f"{where}: the question has no passages")
+    scores: dict[str, float] = {}
+    for passage, score in sorted(pairs, key=lambda pair: -pair[1]):
+        scores.setdefault(passage, score)
+    counts["repeated passages"] += len(pairs) - len(scores)
+    return query_id, query, scores
