@@ -1,0 +1,154 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, questions, read_jsonl, write_jsonl
+
+
+@pytest.fixture
+def ask(run_script, tmp_path):
+    def run(url, *flags, rows=None, **env):
+        if rows is not None:
+            write_jsonl(tmp_path / "dataset/own/train.jsonl", rows)
+        base = ["--dataset", "own", "--base_url", url, "--timeout", "5"]
+        return run_script("llm_generation.py", *base, *flags, cwd=tmp_path, **env)
+
+    return run
+
+
+def reasons(tmp_path):
+    return {row["id"]: row["reason"] for row in read_jsonl(tmp_path / "dataset/own/reason/train_with_reason.jsonl")}
+
+
+def test_rationales_come_in_the_order_of_the_questions(ask, llm_server, tmp_path):
+    server = llm_server(0.02)
+    result = ask(server.base_url, "--concurrency", "8", rows=questions(20))
+    assert result.returncode == 0, result.stderr
+    rows = read_jsonl(tmp_path / "dataset/own/reason/train_with_reason.jsonl")
+    assert [row["id"] for row in rows] == [f"q{i}" for i in range(20)]
+    assert all(set(row) == {"id", "question", "golden_answers", "reason"} for row in rows)
+    stats = server.stats()
+    assert 2 <= stats["most_open"] <= 8
+    assert set(stats["seen"].values()) == {1}
+
+
+def test_the_request_is_the_papers(llm_server, tmp_path):
+    from types import SimpleNamespace
+
+    from utils.config import load_config
+    from utils.rationale import rationale_requests
+    from utils.rows import Question
+
+    config = load_config()
+    args = SimpleNamespace(**config["rationale"], **config["common"], prompts=config["prompts"])
+    row = Question(id="1", question="who wrote it", golden_answers=["A", "B"])
+    payload = rationale_requests([row], args)[0].payload
+    assert [message["role"] for message in payload["messages"]] == ["system", "user"]
+    assert payload["messages"][1]["content"] == "Question: who wrote it\nGround-truth answer: A; B\nRationale:"
+    wanted = {"model": "gpt-4o-mini", "temperature": 0.2, "top_p": 1.0, "n": 1, "seed": 42, "max_tokens": 1000}
+    assert wanted.items() <= payload.items()
+    assert (args.timeout, args.max_retries, args.train_questions) == (30.0, 3, 20000)
+
+
+def test_a_second_call_asks_only_what_is_missing_or_changed(ask, llm_server, tmp_path):
+    server = llm_server()
+    assert ask(server.base_url, rows=questions(10)).returncode == 0
+    rows = questions(12)
+    rows[3]["golden_answers"] = ["another answer"]
+    rows.reverse()
+    result = ask(server.base_url, rows=rows)
+    assert result.returncode == 0
+    assert "asked 3 of 12" in result.stdout
+    assert list(reasons(tmp_path)) == [row["id"] for row in rows]
+    again = ask(server.base_url)
+    assert "is finished (12 rows)" in again.stdout
+    assert sum(server.stats()["seen"].values()) == 13
+
+
+def test_failures_cost_no_other_answer_and_are_listed(ask, llm_server, tmp_path):
+    server = llm_server()
+    rows = questions(8)
+    for i, fault in enumerate(["[status 400]", "[empty]", "[cut]", "[filter]"]):
+        rows[i]["golden_answers"] = [fault]
+    result = ask(server.base_url, "--max_retries", "1", rows=rows)
+    assert result.returncode == 1
+    assert "4 of 8 questions have no rationale" in result.stderr
+    assert not (tmp_path / "dataset/own/reason/train_with_reason.jsonl").exists()
+    failures = {r["id"]: r["failure"] for r in read_jsonl(tmp_path / "dataset/own/reason/failures.jsonl")}
+    assert list(failures) == ["q0", "q1", "q2", "q3"]
+    for failure, reason in zip(failures.values(), ["400", "empty answer", "cut off", "content filter"], strict=True):
+        assert reason in failure
+    before = sum(server.stats()["seen"].values())
+    tolerated = ask(server.base_url, "--max_retries", "0", "--max_failures", "0.5")
+    assert tolerated.returncode == 0
+    assert list(reasons(tmp_path)) == ["q4", "q5", "q6", "q7"]
+    assert "4 questions without a rationale" in tolerated.stdout
+    assert sum(server.stats()["seen"].values()) == before + 4
+
+
+def test_passing_faults_are_retried(ask, llm_server, tmp_path):
+    rows = questions(4)
+    for i, status in enumerate([500, 429, 503]):
+        rows[i]["golden_answers"] = [f"[status {status}] [times 1]"]
+    result = ask(llm_server().base_url, rows=rows)
+    assert result.returncode == 0, result.stderr
+    assert len(reasons(tmp_path)) == 4
+
+
+def test_a_refused_key_stops_at_once_with_a_clear_error(ask, llm_server):
+    server = llm_server()
+    rows = questions(200)
+    for row in rows:
+        row["golden_answers"] = ["[status 401]"]
+    result = ask(server.base_url, "--api_key=canary-key-1234", "--concurrency", "4", rows=rows)
+    assert result.returncode == 2
+    assert "401" in result.stderr
+    assert "canary-key-1234" not in result.stderr + result.stdout
+    assert sum(server.stats()["seen"].values()) < 20
+
+
+def test_no_key_and_no_server_is_told(run_script, tmp_path):
+    write_jsonl(tmp_path / "dataset/nq/train.jsonl", questions(1))
+    result = run_script("llm_generation.py", cwd=tmp_path)
+    assert (result.returncode, "OPENAI_API_KEY" in result.stderr) == (2, True)
+
+
+def test_the_key_is_sent_and_kept_nowhere(ask, llm_server, tmp_path):
+    server = llm_server()
+    for how in ({"flags": ["--api_key", "canary-flag-77"]}, {"env": {"OPENAI_API_KEY": "canary-env-77"}}):
+        result = ask(server.base_url, *how.get("flags", []), "--overwrite", rows=questions(2), **how.get("env", {}))
+        assert result.returncode == 0, result.stderr
+        assert "canary" not in result.stdout + result.stderr
+        for path in tmp_path.rglob("*.jsonl*"):
+            assert b"canary" not in path.read_bytes(), path
+        (tmp_path / "dataset/own/reason/requests.journal.jsonl").unlink()
+    assert server.stats()["keys"] == ["Bearer canary-env-77", "Bearer canary-flag-77"]
+
+
+def test_sigkill_costs_only_what_was_in_flight(llm_server, tmp_path):
+    server = llm_server(0.05)
+    rows = questions(60)
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", rows)
+    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
+    command += ["--concurrency", "4"]
+    journal = tmp_path / "dataset/own/reason/requests.journal.jsonl"
+    kills = 0
+    while kills < 3:
+        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3)
+        lines = len(journal.read_bytes().splitlines()) if journal.exists() else 0
+        while process.poll() is None:
+            if journal.exists() and len(journal.read_bytes().splitlines()) >= lines + 10:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+                break
+            time.sleep(0.01)
+    assert subprocess.run(command, cwd=tmp_path, stderr=-3).returncode == 0
+    assert list(reasons(tmp_path)) == [row["id"] for row in rows]
+    assert sum(server.stats()["seen"].values()) <= 60 + 3 * 4
+    manifest = tmp_path / "dataset/own/reason/train_with_reason.jsonl.manifest.json"
+    assert json.loads(manifest.read_text())["rows"] == 60
