@@ -1,0 +1,71 @@
+"""Retrieve candidates for the training questions and score them.
+
+    python dataset_generation.py --dataset=nq --phase=get_docs
+    python dataset_generation.py --dataset=nq --phase=generate_dataset --method=reason
+    python dataset_generation.py --dataset=nq --phase=generate_dataset --method=retrieval
+
+get_docs          reads   train.jsonl, the index and its corpus
+                  writes  train_docs_N.jsonl           {id, question, golden_answers, passage_ids, scores}
+                          train_docs_N.passages.jsonl  {id, contents}, every retrieved passage once
+generate_dataset  reads   train_docs_N.*, and for --method=reason reason/train_with_reason.jsonl
+                  writes  METHOD/score_cache.jsonl     {id, query, passage_ids, scores}, best first
+                          METHOD/FinetuneDataset_for_flagembedding.jsonl, sampled from this score alone
+
+All below DATA_DIR/DATASET. --method=reason scores a passage by its similarity to question, answer and
+rationale; --method=retrieval by the retriever. score_cache_to_dataset.py fuses the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main
+from utils.devices import select_devices
+
+EXTRA: list[tuple[str, dict[str, Any]]] = [
+    ("--phase", {"required": True, "choices": ["get_docs", "generate_dataset"], "help": "what to make"}),
+    ("--method", {"choices": ["reason", "retrieval"], "help": "score for --phase=generate_dataset"}),
+]
+
+
+def main() -> None:
+    """Parse the command line and run one phase."""
+    args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion"], extra=EXTRA)
+    if args.phase == "generate_dataset" and args.method is None:
+        raise UsageError("--phase=generate_dataset needs --method=reason or --method=retrieval")
+    select_devices(args)
+    folder, docs = dataset_dir(args), docs_path(args)
+
+    if args.phase == "get_docs":
+        from utils.retrieval import retrieve
+        from utils.rows import Question
+        from utils.storage import read_rows
+
+        questions = read_rows(folder / "train.jsonl", Question, limit=args.train_questions)
+        retrieve(questions, args, args.docs_topk, docs)
+        return
+
+    from utils.passages import passages_path
+    from utils.scoring import retrieval_scores, score_rationales
+    from utils.training_data import write_training_file
+
+    cache = folder / args.method / "score_cache.jsonl"
+    if args.method == "reason":
+        score_rationales(docs, folder / "reason/train_with_reason.jsonl", cache, args)
+    else:
+        retrieval_scores(docs, cache, args.overwrite)
+    write_training_file(
+        reason_cache=cache,
+        retrieval_cache=cache,
+        docs=docs,
+        passages=passages_path(docs),
+        output=folder / args.method / "FinetuneDataset_for_flagembedding.jsonl",
+        weight=1.0,
+        sampling=args.sampling,
+        topk=args.fusion_topk,
+        overwrite=args.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

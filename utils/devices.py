@@ -1,0 +1,74 @@
+"""Where models run and in which precision."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from utils.config import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def select_devices(args: argparse.Namespace) -> None:
+    """Apply ``--gpu_id`` and ``--device``. Call before torch is imported: CUDA reads the variable once."""
+    if args.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {args.device!r} is none of auto, cpu, cuda; a single GPU is chosen by --gpu_id")
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif args.gpu_id is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(args.gpu_id)
+    if args.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch sees no GPU (a CPU build of torch, no driver, or a wrong --gpu_id)")
+
+
+def torch_device() -> str:
+    """``cuda`` or ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def half_precision() -> torch.dtype | None:
+    """fp16 on a GPU, bf16 on a CPU with instructions for it, None where half precision would be slower."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def autocast(half: torch.dtype | None) -> Any:
+    """Context that computes in ``half``; nothing for None."""
+    import torch
+
+    return contextlib.nullcontext() if half is None else torch.autocast(torch_device(), dtype=half)
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which containers set below the machine's number."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_model(name: str) -> str:
+    """Folder of a model given by folder or hub id.
+
+    Raises:
+        UsageError: neither a folder with a config.json nor a hub id that can be had.
+    """
+    if os.path.isdir(name):
+        if not os.path.exists(os.path.join(name, "config.json")):
+            raise UsageError(f"{name} has no config.json: a Hugging Face model folder is expected")
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, ignore_patterns=["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.pt"])
+    except Exception as error:  # the hub's client raises many kinds; all of them mean the same here
+        raise UsageError(f"model {name!r} is no local folder and could not be fetched from the hub: {error}") from None

@@ -1,0 +1,111 @@
+"""Dense text encoders: one call over all texts, sorted by length."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.config import UsageError
+from utils.devices import autocast, half_precision, local_model, torch_device
+
+Embeddings = NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Texts -> normalised float32 rows of shape ``(texts, dimension)``."""
+
+    def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
+        """Encode texts in any order."""
+
+
+def length_order(texts: Sequence[str]) -> list[int]:
+    """Indices from the longest text to the shortest: the first batch shows whether memory suffices."""
+    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+
+
+class TextEncoder:
+    """Any Hugging Face encoder with mean, cls or pooler pooling.
+
+    Args:
+        path: folder or hub id.
+        max_length: tokens; longer texts are cut.
+        pooling: ``mean``, ``cls`` or ``pooler``.
+        half: half precision on the devices that gain by it.
+        prefix: put before every text, such as e5's "query: ".
+    """
+
+    def __init__(self, path: str, max_length: int, pooling: str = "mean", half: bool = False, prefix: str = "") -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        path = local_model(path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.model: Any = AutoModel.from_pretrained(path).eval().to(torch_device())
+        self.dimension: int = self.model.config.hidden_size
+        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.pooling, self.prefix = pooling, prefix
+        self._half = half_precision() if half else None
+
+    def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
+        """Normalised float32 rows of shape ``(texts, dimension)``, in the order of ``texts``."""
+        import torch
+        from flashrag.retriever.utils import pooling
+
+        rows = np.empty((len(texts), self.dimension), dtype=np.float32)
+        order = length_order(texts)
+        with torch.inference_mode(), autocast(self._half):
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                inputs = self.tokenizer(
+                    [self.prefix + texts[i] for i in batch],
+                    max_length=self.max_length,
+                    padding=True,
+                    truncation=True,
+                    return_tensors="pt",
+                ).to(self.model.device)
+                output = self.model(**inputs)
+                pooled = pooling(
+                    output.get("pooler_output"), output.last_hidden_state, inputs["attention_mask"], self.pooling
+                )
+                rows[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+        return rows
+
+
+class BgeM3Encoder:
+    """BGE-M3's dense vectors through FlagEmbedding, which sorts by length itself.
+
+    Args:
+        path: folder or hub id.
+        max_length: tokens; longer texts are cut.
+        half: fp16, on a GPU only.
+    """
+
+    def __init__(self, path: str, max_length: int, half: bool = True) -> None:
+        from FlagEmbedding import BGEM3FlagModel
+
+        # One device: over several FlagEmbedding starts a process pool, which needs a main guard in
+        # every caller and is left to torchrun-like engines. `device=` would be ignored.
+        device = torch_device()
+        self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
+        self.max_length = max_length
+
+    def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
+        """Normalised float32 rows of shape ``(texts, dimension)``, in the order of ``texts``."""
+        found = self.model.encode(texts, batch_size=batch_size, max_length=self.max_length)
+        return np.asarray(found["dense_vecs"], dtype=np.float32)
+
+
+def make_scorer(args: argparse.Namespace) -> Encoder:
+    """The encoder of rationale scores that the ``scoring`` section names.
+
+    Raises:
+        UsageError: ``scorer`` is neither ``bge-m3`` nor ``encoder``, or the model cannot be had.
+    """
+    if args.scorer == "bge-m3":
+        return BgeM3Encoder(args.model_path, args.scorer_max_length, args.scorer_use_fp16)
+    if args.scorer == "encoder":
+        return TextEncoder(args.model_path, args.scorer_max_length, args.scorer_pooling_method, args.scorer_use_fp16)
+    raise UsageError(f"--scorer {args.scorer!r} is neither bge-m3 nor encoder")

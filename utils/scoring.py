@@ -1,0 +1,142 @@
+"""Rationale scores: how similar a passage is to question, answer and rationale (RADIO, step 3)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.config import UsageError
+from utils.encoder import Embeddings, Encoder, length_order, make_scorer
+from utils.fusion import descending
+from utils.passages import PassageTexts, passages_path
+from utils.rationale import scored_text
+from utils.rows import Candidates, Rationale, Scored
+from utils.storage import Phase, in_chunks, read_rows, write_lines
+
+SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
+ENCODE_AT_ONCE = 64  # batches between two savings of progress
+
+
+def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.Namespace) -> None:
+    """Write the rationale score of every candidate passage.
+
+    Every distinct passage and every rationale is encoded once, all sorted by length together;
+    a question's scores are then inner products of stored rows. Questions of ``docs`` without a
+    rationale are left out and counted; a rationale without candidates is an error.
+
+    Args:
+        docs: candidates of the training questions.
+        rationales: the same questions with ``reason``, joined by id.
+        output: score cache in the own format.
+        args: the ``scoring`` section's settings and ``overwrite``.
+    """
+    settings = {key: getattr(args, key) for key in SCORER_SETTINGS}
+    phase = Phase(output, [docs, passages_path(docs), rationales, args.model_path], settings)
+    if phase.is_done(args.overwrite):
+        return
+    everyone, reasons = _joined(docs, rationales)
+    candidates = [row for row in everyone if row.id in reasons]
+    encoder = make_scorer(args)
+    texts = PassageTexts(passages_path(docs))
+    used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
+    row_of = {pid: i for i, pid in enumerate(used)}
+    scratch = output.parent / "embeddings"
+    passages = _encode_resumable(
+        [texts[pid] for pid in used], encoder, args.scorer_batch_size, scratch / "passages", phase.key, "passages"
+    )
+    queries = _encode_resumable(
+        [scored_text(reasons[row.id]) for row in candidates],
+        encoder,
+        args.scorer_batch_size,
+        scratch / "rationales",
+        phase.key,
+        "rationales",
+    )
+
+    def rows() -> Iterator[Scored]:
+        for query, row in zip(queries, candidates, strict=True):
+            scores = passages[[row_of[pid] for pid in row.passage_ids]] @ query
+            yield best_first(row, scores.tolist())
+
+    count = write_lines(output, rows())
+    missing = len(everyone) - len(candidates)
+    phase.finish(count, {"questions without a rationale": missing}, facts={"passages encoded": len(used)})
+    for file in scratch.iterdir():
+        file.unlink()
+    scratch.rmdir()
+
+
+def retrieval_scores(docs: Path, output: Path, overwrite: bool) -> None:
+    """Write the retriever's own scores of the same passages as a score cache."""
+    phase = Phase(output, [docs], {})
+    if phase.is_done(overwrite):
+        return
+    made_by = "python dataset_generation.py --dataset NAME --phase get_docs"
+    candidates = read_rows(docs, Candidates, made_by)
+    phase.finish(write_lines(output, (best_first(row, row.scores) for row in candidates)))
+
+
+def best_first(row: Candidates, scores: list[float]) -> Scored:
+    """A cache line of the row's passages sorted by score, equal scores in retrieval order."""
+    order = descending(scores)
+    return Scored(
+        id=row.id,
+        query=row.question,
+        passage_ids=[row.passage_ids[i] for i in order],
+        scores=[scores[i] for i in order],
+    )
+
+
+def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, Rationale]]:
+    """All candidates, and the rationales by question id."""
+    candidates = read_rows(docs, Candidates, "python dataset_generation.py --dataset NAME --phase get_docs")
+    reasons = {r.id: r for r in read_rows(rationales, Rationale, "python llm_generation.py --dataset NAME")}
+    questions = {row.id: row.question for row in candidates}
+    for reason in reasons.values():
+        if questions.get(reason.id) != reason.question:
+            raise UsageError(
+                f"{rationales}: question {reason.id!r} ({reason.question[:60]!r}) has no candidates in {docs}, or "
+                "another text there; both files must come from the same train.jsonl and --train_questions"
+            )
+    return candidates, reasons
+
+
+def _encode_resumable(
+    texts: list[str], encoder: Encoder, batch_size: int, stem: Path, made_with: str, desc: str
+) -> Embeddings:
+    """Encode into a memory-mapped file that a later run with the same inputs goes on with.
+
+    Args:
+        texts: any order; encoded longest first.
+        encoder: maps texts to rows.
+        batch_size: texts a forward pass; progress is kept every `ENCODE_AT_ONCE` batches.
+        stem: path without suffix of the two scratch files.
+        made_with: identifies inputs and settings; scratch files of others are begun anew.
+        desc: text of the progress bar.
+
+    Returns:
+        Rows in the order of ``texts``.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    rows_path, progress = stem.with_suffix(".npy"), stem.with_suffix(".done")
+    state = progress.read_text().split() if progress.exists() and rows_path.exists() else []
+    done = int(state[1]) if len(state) == 2 and state[0] == made_with else 0
+    order = length_order(texts)
+    rows: Any = np.lib.format.open_memmap(rows_path, mode="r+") if done else None
+    with tqdm(total=len(order), initial=done, desc=f"encode {desc}", unit="text") as bar:
+        for chunk in in_chunks(order[done:], batch_size * ENCODE_AT_ONCE):
+            found = encoder.encode([texts[i] for i in chunk], batch_size)
+            if rows is None:
+                shape = (len(texts), found.shape[1])
+                rows = np.lib.format.open_memmap(rows_path, mode="w+", dtype=np.float32, shape=shape)
+            rows[chunk] = found
+            rows.flush()
+            done += len(chunk)
+            progress.write_text(f"{made_with} {done}")
+            bar.update(len(chunk))
+    return rows
