@@ -1,0 +1,71 @@
+"""Answer questions with retrieved and reranked passages, and measure the answers.
+
+    python run_rag.py --rerank_model_path=checkpoints/nq_radio --dataset=nq
+    python run_rag.py --rerank_model_path=checkpoints/nq_radio --framework=openai --openai_model=gpt-4o-mini
+    python run_rag.py --dataset=nq                                       (no reranker: the retriever's order)
+    python run_rag.py --dataset=nq --retrieval_topk=0                    (closed book: no retrieval)
+
+reads   DATA_DIR/DATASET/SPLIT.jsonl, the index and its corpus, the reranker, the generator
+writes  SAVE_DIR/RUN/intermediate_data.json   questions, passages, answers and scores, FlashRAG's layout
+        SAVE_DIR/RUN/metric_score.txt         EM, F1, contains; answer recall and MRR of the candidates
+        SAVE_DIR/RUN/metrics.json             the same with n and 95 % bootstrap intervals
+        SAVE_DIR/RUN/{run,qrels}.trec         the ranking and its relevance by answer matching
+        SAVE_DIR/stages/, SAVE_DIR/answers/   retrieval, reranking and API answers, shared between runs
+
+Retrieves --retrieval_topk passages, reranks them, puts the best --rerank_topk into the prompt and
+generates greedily. Each stage is kept, so that a stopped run goes on where it was and another
+reranker or generator repeats nothing that it does not change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
+from utils.devices import select_devices
+
+OUTCOME_SETTINGS = (
+    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "framework", "openai_model", "model_path",
+    "max_tokens", "max_input_tokens", "stop", "answer_type", "seed", "prompts",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Parse the command line and run the pipeline."""
+    args = phase_arguments(__doc__, ["retrieval", "rag"])
+    if args.answer_type not in ("text", "letter"):
+        raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
+    select_devices(args)
+
+    from utils.classes import RagPipeline, reranker_name
+    from utils.generators import file_name
+    from utils.retrieval import RETRIEVAL_SETTINGS
+    from utils.rows import Question
+    from utils.storage import Phase, read_rows
+
+    source = dataset_dir(args) / f"{args.split}.jsonl"
+    if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):
+        raise UsageError(f"{source} is missing; choose another --split (there are: {', '.join(splits)})")
+    questions = read_rows(source, Question, limit=args.test_sample_num)
+
+    generator = args.openai_model if args.framework == "openai" else Path(args.model_path).name
+    retriever = "closed-book" if args.retrieval_topk == 0 else reranker_name(args)
+    name = args.run_name or f"{args.dataset}_{args.split}_{retriever}_{generator}"
+    output = Path(args.save_dir) / file_name(name)
+    inputs = [source]
+    if args.retrieval_topk:
+        inputs += [args.index_path, args.corpus_path, args.retriever_path]
+        inputs += [args.rerank_model_path] if args.rerank_model_path else []
+    phase = Phase(output / "intermediate_data.json", inputs, settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS))
+    if phase.is_done(args.overwrite):
+        print((output / "metric_score.txt").read_text(), end="")
+        return
+    pipeline = RagPipeline(questions, args)
+    metrics = pipeline.run(output)
+    for metric, found in metrics.items():
+        print(f"{metric:10} {found.mean:.3f}  [{found.low:.3f}, {found.high:.3f}]  n={found.n}")
+    phase.finish(len(questions), facts=pipeline.facts, reranker=reranker_name(args), generator=generator)
+
+
+if __name__ == "__main__":
+    run_main(main)

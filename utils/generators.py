@@ -1,0 +1,213 @@
+"""Generators: prompts in, greedy answers out, through an API server, transformers, or vLLM."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from utils.config import UsageError
+from utils.devices import local_model
+from utils.llm import Server, ask_all, request
+from utils.prompts import Messages
+from utils.storage import Journal, in_chunks
+
+Prompt = str | Messages
+# Tokens are rarely shorter than three characters; used where the server's tokenizer is not at hand.
+CHARACTERS_PER_TOKEN = 3
+
+
+class Generator(Protocol):
+    """What a RAG run needs of an LLM."""
+
+    name: str
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, or a cautious estimate."""
+
+    def generate(self, prompts: list[Prompt]) -> list[str]:
+        """One greedy answer a prompt, in order."""
+
+
+class OpenAIGenerator:
+    """Any OpenAI-compatible server; FlashRAG's own prints every prompt and needs the internet to start.
+
+    Answers are kept in ``save_dir/answers/MODEL.journal.jsonl`` by request, so that another run
+    that asks the same prompts pays nothing.
+
+    Args:
+        args: the ``rag`` section's settings.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.name = args.openai_model
+        self._args = args
+        self._server = Server(args.base_url, args.api_key, args.timeout, args.max_retries, args.concurrency)
+        self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}.journal.jsonl"
+
+    def count_tokens(self, text: str) -> int:
+        """A cautious estimate by characters."""
+        return len(text) // CHARACTERS_PER_TOKEN + 1
+
+    def generate(self, prompts: list[Prompt]) -> list[str]:
+        """One answer a prompt.
+
+        Raises:
+            UsageError: some requests failed for good; the answers so far are kept.
+        """
+        args = self._args
+        requests = [
+            request(self.name, prompt, args.stop, temperature=0, max_tokens=args.max_tokens, seed=args.seed)
+            for prompt in prompts
+        ]
+        with Journal(self._journal) as journal:
+            outcome = ask_all(requests, self._server, journal, "generate", accept_cut_off=True)
+        if outcome.failures:
+            reasons = sorted(set(outcome.failures.values()))
+            raise UsageError(
+                f"{len(outcome.failures)} of {len(prompts)} requests failed ({'; '.join(reasons[:3])}); "
+                "run the same command again to ask only these"
+            )
+        return [outcome.answers[item.key]["text"].strip() for item in requests]
+
+
+class HFGenerator:
+    """A causal model through transformers: greedy, left-padded, longest prompts first, no logits kept.
+
+    Args:
+        args: the ``rag`` section's settings.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.name = Path(args.model_path).name
+        path = local_model(args.model_path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto").eval()
+        self._batch_size, self._max_tokens, self._stop = args.generator_batch_size, args.max_tokens, args.stop
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(self, prompts: list[Prompt]) -> list[str]:
+        """One answer a prompt."""
+        import torch
+
+        encoded = [token_ids(self.tokenizer, prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+        answers = [""] * len(prompts)
+        stopping = {"stop_strings": self._stop, "tokenizer": self.tokenizer} if self._stop else {}
+        bar = tqdm(total=len(prompts), desc="generate", unit="question")
+        for batch in in_chunks(order, self._batch_size):
+            inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
+            inputs = inputs.to(self.model.device)
+            with torch.inference_mode():
+                # Neutral values silence the model's own generation_config, which asks Llama to sample.
+                output = self.model.generate(
+                    **inputs,
+                    max_new_tokens=self._max_tokens,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    **stopping,
+                )
+            new = output[:, inputs["input_ids"].shape[1] :]
+            for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[i] = cut_at(text, self._stop).strip()
+            bar.update(len(batch))
+        bar.close()
+        return answers
+
+
+class VLLMGenerator:
+    """A causal model through vLLM's offline engine: greedy, prompts as token ids with one BOS.
+
+    Args:
+        args: the ``rag`` section's settings.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise UsageError(
+                "--framework vllm needs vLLM: pip install -r requirements-gpu.txt, or use --framework hf, or "
+                "--framework openai with a server"
+            ) from None
+        import torch
+        from transformers import AutoTokenizer
+
+        self.name = Path(args.model_path).name
+        path = local_model(args.model_path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self._model = LLM(
+            path,
+            tensor_parallel_size=max(1, torch.cuda.device_count()),
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            max_model_len=args.max_input_tokens + args.max_tokens,
+            seed=args.seed,
+        )
+        self._max_tokens, self._stop, self._seed = args.max_tokens, args.stop, args.seed
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(self, prompts: list[Prompt]) -> list[str]:
+        """One answer a prompt."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0, max_tokens=self._max_tokens, stop=self._stop or None, seed=self._seed)
+        inputs = [{"prompt_token_ids": token_ids(self.tokenizer, prompt)} for prompt in prompts]
+        return [output.outputs[0].text.strip() for output in self._model.generate(inputs, sampling)]
+
+
+FRAMEWORKS: dict[str, Callable[[argparse.Namespace], Generator]] = {
+    "openai": OpenAIGenerator,
+    "hf": HFGenerator,
+    "vllm": VLLMGenerator,
+}
+
+
+def make_generator(args: argparse.Namespace) -> Generator:
+    """The generator that ``--framework`` names.
+
+    Raises:
+        UsageError: unknown framework, missing library, or missing model.
+    """
+    if args.framework not in FRAMEWORKS:
+        raise UsageError(f"--framework {args.framework!r} is none of {', '.join(FRAMEWORKS)}")
+    return FRAMEWORKS[args.framework](args)
+
+
+def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Tokens of a prompt with exactly one BOS where the tokenizer has one.
+
+    Whether a model is a chat model is read from its tokenizer's chat template, not from its path.
+    """
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    # The template has written its special tokens already.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def cut_at(text: str, stop: list[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def file_name(name: str) -> str:
+    """A model's name as a file name."""
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name).lstrip(".") or "model"

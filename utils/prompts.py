@@ -1,0 +1,88 @@
+"""Prompts that always keep the question: passages are trimmed to fit, and the trimming is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flashrag.prompt import PromptTemplate
+
+Messages = list[dict[str, str]]
+
+
+class RagPrompt(PromptTemplate):
+    """FlashRAG's document layout (``Doc 1(Title: ...) text``) in our templates.
+
+    FlashRAG's own template loads a tokenizer to guess from the model's path whether it is a chat
+    model, and truncates by cutting the middle or the question. Here the templates decide: a
+    completion template gives a string, otherwise chat messages are made.
+
+    Args:
+        prompts: the ``prompts`` section.
+        max_input_tokens: most tokens of a whole prompt.
+        count_tokens: tokens of a text, exact or a cautious estimate.
+    """
+
+    def __init__(
+        self,
+        prompts: dict[str, str | None],
+        max_input_tokens: int,
+        count_tokens: Callable[[str], int],
+    ) -> None:
+        self.reference_template = None  # read by FlashRAG's format_reference
+        self.prompts = prompts
+        self.max_input_tokens = max_input_tokens
+        self.count_tokens = count_tokens
+        self.trimmed = 0
+
+    def build(self, question: str, passages: list[str]) -> str | Messages:
+        """The prompt for one question.
+
+        Args:
+            question: never cut.
+            passages: ``title, newline, text`` each, best first; empty for the closed-book baseline.
+
+        Returns:
+            Chat messages, or the completion prompt.
+        """
+        kept = self._fitting(question, passages)
+        self.trimmed += kept != passages
+        return self._render(question, kept)
+
+    def _fitting(self, question: str, passages: list[str]) -> list[str]:
+        """Shorten the longest passages, evenly, until the prompt fits."""
+        kept = list(passages)
+        for _ in range(8):  # tokens are not characters: each round halves what the estimate left over
+            excess = self._length(question, kept) - self.max_input_tokens
+            if excess <= 0 or not any(kept):
+                break
+            characters = sum(map(len, kept))
+            tokens = max(1, self.count_tokens("\n".join(kept)))
+            budget = max(0, characters - int(excess * characters / tokens * 1.1) - 8)
+            kept = _cut_longest(kept, budget)
+        return kept
+
+    def _length(self, question: str, passages: list[str]) -> int:
+        prompt = self._render(question, passages)
+        return self.count_tokens(prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt))
+
+    def _render(self, question: str, passages: list[str]) -> str | Messages:
+        reference = self.format_reference([{"contents": text} for text in passages])
+        if template := self.prompts["rag_completion"]:
+            return template.format(reference=reference, question=question)
+        system = self.prompts["rag_system" if passages else "rag_system_closed_book"] or ""
+        return [
+            {"role": "system", "content": system.format(reference=reference)},
+            {"role": "user", "content": (self.prompts["rag_user"] or "").format(question=question)},
+        ]
+
+
+def _cut_longest(passages: list[str], budget: int) -> list[str]:
+    """Cut passages to one common length such that all together have at most ``budget`` characters."""
+    limit, left = 0, budget
+    lengths = sorted(map(len, passages))
+    for i, length in enumerate(lengths):
+        limit = left // (len(lengths) - i)
+        if length > limit:
+            break
+        left -= length
+    return [text[:limit] for text in passages]
