@@ -1,0 +1,142 @@
+"""Fine-tune a reranker with FlagEmbedding; run_finetune.sh is the way in.
+
+    sh run_finetune.sh
+    sh run_finetune.sh --dataset nq --base_model BAAI/bge-reranker-base --nproc_per_node 4
+    sh run_finetune.sh --train_data my_lines.jsonl --output_dir checkpoints/mine --precision bf16
+
+reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
+writes  --output_dir, a Hugging Face folder, once training has ended well
+
+The training file and the settings are checked before a model loads. The pair limit is
+--query_max_len + --passage_max_len: FlagEmbedding accepts --max_len and ignores it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
+from utils.devices import local_model, select_devices, torch_device
+from utils.rows import TrainingGroup
+from utils.storage import Phase, parse_row, read_jsonl, sync_folder
+
+MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"
+# Passed on under FlagEmbedding's and transformers' own names.
+PASSED_ON = (
+    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "train_group_size", "query_max_len", "passage_max_len", "weight_decay", "warmup_steps", "lr_scheduler_type",
+    "max_grad_norm", "logging_steps", "dataloader_num_workers", "seed",
+)  # fmt: skip
+TRAINING_SETTINGS = (*PASSED_ON, "precision", "nproc_per_node")
+
+
+def main() -> int:
+    """Check, train, and put the model in its place; returns the exit code."""
+    args = phase_arguments(__doc__, ["finetune"])
+    select_devices(args)
+    train_data = Path(args.train_data or dataset_dir(args) / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl")
+    output = Path(args.output_dir or f"checkpoints/{args.dataset}_radio")
+    phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS))
+    if phase.is_done(args.overwrite):
+        return 0
+    if output.exists() and any(output.iterdir()) and not phase.manifest.exists():
+        raise UsageError(f"{output} is not empty and was not made by this script; choose another --output_dir")
+    groups = check_training_file(train_data, args)
+    base_model = local_model(args.base_model)
+    check_pair_length(base_model, args)
+
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    command = training_command(args, base_model, train_data, unfinished)
+    print(" ".join(command), flush=True)
+    code = subprocess.run(command).returncode
+    if code:
+        print(f"error: training ended with exit code {code}; {unfinished} holds what it left", file=sys.stderr)
+        return 1
+    shutil.rmtree(output, ignore_errors=True)
+    os.replace(unfinished, output)
+    sync_folder(output.parent)
+    phase.finish(groups)
+    return 0
+
+
+def check_training_file(path: Path, args: argparse.Namespace) -> int:
+    """Read every line before a model loads; returns the number of groups.
+
+    Raises:
+        UsageError: missing file, malformed line, a line without positives or negatives, or fewer
+            lines than one batch over all processes.
+    """
+    made_by = "python score_cache_to_dataset.py --dataset NAME"
+    if path.suffix not in (".json", ".jsonl"):
+        raise UsageError(f"{path}: FlagEmbedding reads training files whose name ends in .jsonl or .json, no others")
+    groups, repeated = 0, 0
+    for number, raw in read_jsonl(path, made_by):
+        group = parse_row(raw, TrainingGroup, f"{path}:{number}")
+        for field, texts in (("pos", group.pos), ("neg", group.neg)):
+            if not texts:
+                raise UsageError(
+                    f"{path}:{number}: field '{field}' is an empty list; FlagEmbedding cannot draw from it"
+                )
+        repeated += len(group.neg) < args.train_group_size - 1
+        groups += 1
+    batch = args.per_device_train_batch_size * args.nproc_per_node
+    if groups < batch:
+        raise UsageError(
+            f"{path} has {groups} lines, fewer than one batch of {batch}; make more, or lower "
+            "--per_device_train_batch_size or --nproc_per_node"
+        )
+    if repeated:
+        print(f"{repeated} of {groups} lines have fewer than {args.train_group_size - 1} negatives; some are repeated")
+    return groups
+
+
+def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
+    """Refuse a pair that the model has no positions for: it would fail, or read garbage, mid-training."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    pair = args.query_max_len + args.passage_max_len
+    positions = getattr(AutoConfig.from_pretrained(base_model), "max_position_embeddings", None)
+    # The tokenizer's limit leaves out positions a model reserves (XLM-R has 514 for 512 tokens).
+    limit = min(AutoTokenizer.from_pretrained(base_model).model_max_length, positions or sys.maxsize)
+    if pair > limit:
+        raise UsageError(
+            f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len} = {pair} tokens, but "
+            f"{base_model} takes {limit}"
+        )
+
+
+def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
+    """FlagEmbedding's command line for these settings."""
+    on_cpu = torch_device() == "cpu"
+    precision = "fp32" if on_cpu and args.precision == "fp16" else args.precision
+    if precision not in ("fp16", "bf16", "fp32"):
+        raise UsageError(f"--precision {precision!r} is none of fp16, bf16, fp32")
+    if precision != args.precision:
+        print("fp16 training needs a GPU; training in fp32")
+    launcher = [sys.executable, "-m"]
+    if args.nproc_per_node > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(args.nproc_per_node), "-m"]
+    settings = {key: str(value) for key, value in settings_of(args, *PASSED_ON).items()}
+    settings |= {
+        "model_name_or_path": base_model,
+        "train_data": str(train_data),
+        "output_dir": str(output),
+        "save_strategy": "no",
+        "dataloader_drop_last": "True",
+        "report_to": "none",
+    }
+    if precision != "fp32":
+        settings[precision] = "True"
+    if on_cpu:
+        settings["use_cpu"] = "True"
+    return [*launcher, MODULE, *(word for key, value in settings.items() for word in (f"--{key}", value))]
+
+
+if __name__ == "__main__":
+    run_main(main)
