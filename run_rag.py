@@ -63,7 +63,7 @@ def main() -> None:
     pipeline = RagPipeline(questions, args)
     metrics = pipeline.run(output)
     for metric, found in metrics.items():
-        print(f"{metric:10} {found.mean:.3f}  [{found.low:.3f}, {found.high:.3f}]  n={found.n}")
+        print(f"{metric:10} {found}")
     phase.finish(len(questions), facts=pipeline.facts, reranker=reranker_name(args), generator=generator)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import orjson
 
 from utils.config import UsageError, settings_of
-from utils.metrics import Interval, bootstrap, letter_metrics, ranking_metrics, relevance, text_metrics
+from utils.intervals import Interval, bootstrap
+from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
 from utils.passages import PassageTexts, passages_path
 from utils.rows import Candidates, Question
 from utils.storage import Journal, Phase, atomic, digest, dump_line, fingerprint, read_rows, resume, write_lines

@@ -1,45 +1,12 @@
-"""Answer metrics on FlashRAG's evaluator, ranking metrics on ir_measures, intervals on scipy."""
+"""Answer metrics on FlashRAG's metric classes, ranking metrics on ir_measures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from utils.answers import has_answer
 from utils.mmlu import parse_letter
-
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval over ``n`` questions."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def bootstrap(values: Sequence[float], seed: int) -> Interval:
-    """Percentile bootstrap of a mean, 10,000 resamples.
-
-    Args:
-        values: one score a question.
-        seed: of the resampling.
-    """
-    from scipy import stats
-
-    mean = float(np.mean(values))
-    if len(set(values)) < 2:  # no spread to resample
-        return Interval(mean, mean, mean, len(values))
-    found = stats.bootstrap(
-        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(values))
 
 
 def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:

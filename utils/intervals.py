@@ -1,0 +1,51 @@
+"""Means with bootstrap intervals, on scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RESAMPLES = 10_000
+DRAWS_AT_ONCE = 4_000_000  # numbers in memory; 14,042 questions x 10,000 resamples would take 2 GB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` questions with its 95 % interval, or None where no interval can be given."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        between = "no interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} {between} n={self.n}"
+
+
+def bootstrap(values: Sequence[float], seed: int) -> Interval:
+    """Percentile bootstrap of a mean.
+
+    No interval for fewer than two values or when all are equal: every resample would be the same,
+    and a width of zero would claim a certainty that the data do not give.
+
+    Args:
+        values: one score a question, at least one.
+        seed: of the resampling.
+    """
+    import numpy as np
+    from scipy import stats
+
+    data = np.asarray(values, dtype=float)
+    mean = float(data.mean())
+    if len(set(values)) < 2:
+        return Interval(mean, None, None, len(data))
+    found = stats.bootstrap(
+        (data,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        batch=max(1, DRAWS_AT_ONCE // len(data)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), len(data))
