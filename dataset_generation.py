@@ -41,7 +41,8 @@ def main() -> None:
         from utils.rows import Question
         from utils.storage import read_rows
 
-        questions = read_rows(folder / "train.jsonl", Question, limit=args.train_questions)
+        source = folder / "train.jsonl"
+        questions = read_rows(source, Question, f"see README, 'Your own data': {source}", args.train_questions)
         retrieve(questions, args, args.docs_topk, docs)
         return
 
