@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parents[1]
-SUBJECTS = "river castle engine violin glacier harbour comet orchard tunnel lantern".split()
+SUBJECTS = ["river", "castle", "engine", "violin", "glacier", "harbour", "comet", "orchard", "tunnel", "lantern"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,9 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from quickstart.models import minilm_path
     from transformers import AutoTokenizer
+
+    from quickstart.models import minilm_path
 
     return AutoTokenizer.from_pretrained(minilm_path())
 

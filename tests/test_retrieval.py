@@ -88,8 +88,8 @@ def test_the_query_prefix_follows_the_method(retrieval_args):
     assert query_prefix("minilm", None) == ""
     assert query_prefix("minilm", "search:") == "search: "
     check_retrieval_inputs(retrieval_args)
+    retrieval_args.retriever_path, retrieval_args.retrieval_method = "/models/e5-base-v2", "dense"
     with pytest.raises(UsageError, match="use --retrieval_method e5"):
-        retrieval_args.retriever_path, retrieval_args.retrieval_method = "/models/e5-base-v2", "dense"
         check_retrieval_inputs(retrieval_args)
 
 

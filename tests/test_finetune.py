@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import SUBJECTS, write_jsonl
+
+from utils.config import load_config
+
+
+def groups(count, negatives=6):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "query": f"where is the {SUBJECTS[i % 10]}",
+            "pos": [f"here is the {SUBJECTS[i % 10]} " * 3],
+            "neg": [" ".join(rng.choice(SUBJECTS, 6)) for _ in range(negatives)],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def finetune(run_script, tmp_path, tiny_reranker):
+    def run(*flags, rows=None):
+        if rows is not None:
+            write_jsonl(tmp_path / "lines.jsonl", rows)
+        base = [
+            "--train_data", "lines.jsonl", "--base_model", tiny_reranker, "--output_dir", "checkpoints/new",
+            "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--logging_steps", "1",
+        ]  # fmt: skip
+        return run_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
+
+    return run
+
+
+def losses(result):
+    found = [line for line in result.stdout.replace("}", "}\n").splitlines() if "'loss'" in line]
+    return [float(line.split("'loss': ")[1].split(",")[0].strip("'")) for line in found]
+
+
+@pytest.mark.slow
+def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
+    result = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3", rows=groups(9))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "fp16 training needs a GPU" in result.stdout
+    assert len(losses(result)) == 4  # 9 lines: two batches of 4 a pass, the odd one left out
+    folder = tmp_path / "checkpoints/new"
+    assert not (tmp_path / "checkpoints/new.unfinished").exists()
+    manifest = json.loads((tmp_path / "checkpoints/new.manifest.json").read_text())
+    assert manifest["rows"] == 9
+    assert manifest["settings"]["query_max_len"] + manifest["settings"]["passage_max_len"] == 512
+
+    from FlagEmbedding import FlagReranker
+    from flashrag.retriever.reranker import CrossReranker
+    from sentence_transformers import CrossEncoder
+    from torch.nn import Identity
+
+    pairs = [(row["query"], text) for row in groups(4) for text in (*row["pos"], *row["neg"])]
+    config = {"rerank_model_name": "n", "rerank_model_path": str(folder), "rerank_topk": 1, "rerank_max_length": 512}
+    flashrag = CrossReranker(config | {"rerank_batch_size": 8, "device": "cpu"})
+    scores = [
+        FlagReranker(str(folder), use_fp16=False, devices="cpu").compute_score(pairs, max_length=512),
+        CrossEncoder(str(folder), device="cpu").predict(pairs, activation_fn=Identity()),
+        flashrag.get_rerank_scores([q for q, _ in pairs], [[p] for _, p in pairs], 8),
+    ]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
+    np.testing.assert_allclose(scores[2], scores[0], atol=1e-3)
+
+    again = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3")
+    assert "is finished (9 rows)" in again.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_torchrun(finetune, tmp_path):
+    flags = ["--per_device_train_batch_size", "2", "--nproc_per_node", "2", "--num_train_epochs", "1"]
+    result = finetune(*flags, rows=groups(8))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "torch.distributed.run --standalone --nproc_per_node 2" in result.stdout
+    assert len(losses(result)) == 2
+    assert (tmp_path / "checkpoints/new/model.safetensors").exists()
+
+
+def test_the_pair_limit_is_the_sum_and_reaches_the_tokeniser(tiny_reranker, tokenizer, tmp_path):
+    """FlagEmbedding accepts --max_len and ignores it: pinned, because the paper's 512 depends on it."""
+    from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRerankerTrainDataset
+
+    row = {"query": "which river " * 10, "pos": ["glacier " * 900], "neg": ["harbour " * 900]}
+    path = write_jsonl(tmp_path / "long.jsonl", [row])
+    arguments = {"train_data": [str(path)], "train_group_size": 2, "cache_path": str(tmp_path / "cache")}
+    default = AbsRerankerTrainDataset(AbsRerankerDataArguments(**arguments, max_len=512), tokenizer)
+    assert {len(pair["input_ids"]) for pair in default[0][0]} == {160}
+    pair = {key: load_config()["finetune"][key] for key in ("query_max_len", "passage_max_len")}
+    ours = AbsRerankerTrainDataset(AbsRerankerDataArguments(**arguments, **pair), tokenizer)
+    assert {len(pair["input_ids"]) for pair in ours[0][0]} == {512}
+
+
+BAD = {
+    "missing file": (None, [], "lines.jsonl is missing; run: python score_cache_to_dataset.py"),
+    "no negatives": ([*groups(4), groups(1)[0] | {"neg": []}], [], "lines.jsonl:5: field 'neg' is an empty list"),
+    "no positives": ([groups(1)[0] | {"pos": []}], [], "lines.jsonl:1: field 'pos' is an empty list"),
+    "field of another type": ([groups(1)[0] | {"pos": "text"}], [], "lines.jsonl:1: field 'pos'"),
+    "no query": ([{"pos": ["a"], "neg": ["b"]}], [], "lines.jsonl:1: field 'query'"),
+    "too few lines": (groups(3), [], "3 lines, fewer than one batch of 4"),
+    "too few for two processes": (groups(7), ["--nproc_per_node", "2"], "fewer than one batch of 8"),
+    "pair too long": (groups(4), ["--passage_max_len", "497"], "= 513 tokens, but"),
+    "no such model": (groups(4), ["--base_model", "nobody/nothing"], "no local folder and could not be fetched"),
+    "unknown precision": (groups(4), ["--precision", "int8"], "none of fp16, bf16, fp32"),
+    "unread ending": (groups(4), ["--train_data", "lines.txt"], "name ends in .jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_told_before_a_model_loads(finetune, tmp_path, case):
+    rows, flags, message = BAD[case]
+    if case == "unread ending":
+        write_jsonl(tmp_path / "lines.txt", rows)
+    result = finetune(*flags, rows=rows)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "checkpoints/new").exists()
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(finetune, tmp_path):
+    (tmp_path / "checkpoints/new").mkdir(parents=True)
+    (tmp_path / "checkpoints/new/precious").write_text("x")
+    result = finetune(rows=groups(4))
+    assert (result.returncode, "is not empty and was not made by this script" in result.stderr) == (2, True)
+    assert (tmp_path / "checkpoints/new/precious").read_text() == "x"
+
+
+def test_few_negatives_are_told(finetune):
+    result = finetune("--precision", "none", rows=groups(4, negatives=3))
+    assert "4 of 4 lines have fewer than 6 negatives; some are repeated" in result.stdout

@@ -1,0 +1,194 @@
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.config import UsageError, load_config
+from utils.generators import FRAMEWORKS, cut_at, file_name, make_generator, token_ids
+from utils.prompts import RagPrompt, _cut_longest
+
+PROMPTS = load_config()["prompts"]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def words(text):
+    return len(text.split())
+
+
+def test_the_prompt_is_the_papers_layout():
+    messages = RagPrompt(PROMPTS, 4096, words).build("who?", ["Title one\ntext one", "Title two\ntext two"])
+    assert [m["role"] for m in messages] == ["system", "user"]
+    assert messages[0]["content"].endswith("Doc 1(Title: Title one) text one\nDoc 2(Title: Title two) text two\n")
+    assert messages[1]["content"] == "Question: who?\nAnswer:"
+    assert "  " not in messages[0]["content"] + messages[1]["content"]
+
+
+def test_closed_book_has_no_documents():
+    messages = RagPrompt(PROMPTS, 4096, words).build("who?", [])
+    assert "own knowledge" in messages[0]["content"]
+    assert "Doc" not in messages[0]["content"]
+
+
+def test_braces_in_passages_and_questions_are_text():
+    prompts = PROMPTS | {"rag_completion": "{reference}\nQ: {question}"}
+    assert (
+        RagPrompt(prompts, 4096, words).build("a {b}?", ["T\n{x} {question}"]).endswith("{x} {question}\n\nQ: a {b}?")
+    )
+
+
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=6),
+    st.integers(60, 600),
+    st.sampled_from([words, len, lambda text: len(text) // 3 + 1]),
+)
+def test_the_question_is_never_lost_and_the_prompt_fits_where_it_can(lengths, limit, count):
+    question = "the one question that must stay whole"
+    passages = [f"Title {i}\n" + "word " * length for i, length in enumerate(lengths)]
+    prompt = RagPrompt(PROMPTS | {"rag_completion": "Read.\n{reference}Q: {question}"}, limit, count)
+    built = prompt.build(question, passages)
+    assert built.endswith(f"Q: {question}")
+    bare = count(prompt._render(question, ["" for _ in passages]))
+    assert count(built) <= max(limit, bare)
+    assert prompt.trimmed == (count(prompt._render(question, passages)) > limit)
+
+
+@given(st.lists(st.text(max_size=50), max_size=8), st.integers(0, 200))
+def test_cutting_takes_from_the_longest_first(texts, budget):
+    cut = _cut_longest(texts, budget)
+    assert sum(map(len, cut)) <= max(budget, 0)
+    limit = max(map(len, cut), default=0)
+    if sum(map(len, texts)) > budget:
+        assert all(c == t or len(c) >= limit - 1 for c, t in zip(cut, texts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "kept"),
+    [("a\nb", ["\n"], "a"), ("a.b\n", ["\n", "."], "a"), ("abc", ["\n"], "abc"), ("abc", [], "abc")],
+)
+def test_answers_end_at_the_first_stop(text, stop, kept):
+    assert cut_at(text, stop) == kept
+
+
+def test_model_names_cannot_leave_the_folder():
+    assert "/" not in file_name("../../etc/passwd")
+    assert file_name("..") == "model"
+    assert file_name("gpt-4o-mini") == "gpt-4o-mini"
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory, tokenizer):
+    """A random Llama with a chat template, a BOS, no pad token, and a config that asks for sampling."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("llama-chat-less-name")
+    torch.manual_seed(0)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="[CLS]", eos_token="[SEP]", model_max_length=512
+    )
+    from tokenizers.processors import TemplateProcessing
+
+    fast.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A", special_tokens=[("[CLS]", 101)])
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=512, bos_token_id=101, eos_token_id=102, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def args(tiny_llama, tmp_path):
+    return SimpleNamespace(
+        framework="hf", model_path=str(tiny_llama), generator_batch_size=3, max_tokens=8, max_input_tokens=200,
+        stop=[], openai_model="m", base_url=None, api_key=None, timeout=5.0, max_retries=0, concurrency=4, seed=1,
+        save_dir=str(tmp_path / "output"), gpu_memory_utilization=0.5,
+    )  # fmt: skip
+
+
+def chat(i):
+    return [{"role": "system", "content": "be brief " * i}, {"role": "user", "content": f"question {i}"}]
+
+
+def test_hf_is_greedy_and_batching_changes_nothing(args):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model_path)
+    model = AutoModelForCausalLM.from_pretrained(args.model_path).eval()
+    prompts = [chat(i) for i in range(1, 8)] + ["a plain completion prompt"]
+    expected = []
+    for prompt in prompts:
+        ids = token_ids(tokenizer, prompt)
+        for _ in range(8):
+            with torch.inference_mode():
+                following = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(following)
+            if following == tokenizer.eos_token_id:
+                break
+        new = ids[len(token_ids(tokenizer, prompt)) :]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+    generator = make_generator(args)
+    assert generator.generate(prompts) == expected
+    assert generator.generate(prompts) == expected
+
+
+def test_one_bos_with_and_without_a_chat_template(args):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model_path)
+    for prompt in (chat(1), "plain"):
+        assert token_ids(tokenizer, prompt).count(tokenizer.bos_token_id) == 1
+        assert token_ids(tokenizer, prompt)[0] == tokenizer.bos_token_id
+    tokenizer.chat_template = None
+    assert token_ids(tokenizer, chat(1)).count(tokenizer.bos_token_id) == 1
+
+
+def test_openai_answers_come_in_order_and_are_asked_once(args, llm_server):
+    server = llm_server(0.02)
+    args.framework, args.base_url = "openai", server.base_url
+    prompts = [chat(i) for i in range(1, 12)] + ["a completion", chat(1)]
+    answers = make_generator(args).generate(prompts)
+    assert answers[3] == "because of question 4"
+    assert answers[-2:] == ["because of a completion", answers[0]]
+    assert make_generator(args).generate(prompts) == answers
+    stats = server.stats()
+    assert set(stats["seen"].values()) == {1}
+    assert 2 <= stats["most_open"] <= 4
+
+
+def test_openai_keeps_answers_when_a_request_fails_and_takes_empty_ones(args, llm_server):
+    server = llm_server()
+    args.framework, args.base_url = "openai", server.base_url
+    with pytest.raises(UsageError, match=r"1 of 3 requests failed \(400"):
+        make_generator(args).generate(["one", "[status 400]", "[empty]"])
+    assert make_generator(args).generate(["one", "[empty]", "[cut] x"])[1:] == ["", "because of [cut] x"]
+    assert server.stats()["seen"]["one"] == 1
+
+
+def test_the_key_reaches_no_file(args, llm_server, tmp_path):
+    args.framework, args.base_url, args.api_key = "openai", llm_server().base_url, "canary-99"
+    make_generator(args).generate(["one"])
+    assert all(b"canary-99" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_unknown_framework_and_missing_library_are_told(args):
+    args.framework = "tgi"
+    with pytest.raises(UsageError, match="none of openai, hf, vllm"):
+        make_generator(args)
+    pytest.importorskip("torch")
+    args.framework = "vllm"
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        with pytest.raises(UsageError, match="requirements-gpu.txt"):
+            FRAMEWORKS["vllm"](args)
