@@ -37,9 +37,9 @@ def main() -> None:
     folder, docs = dataset_dir(args), docs_path(args)
 
     if args.phase == "get_docs":
+        from utils.files import read_rows
         from utils.retrieval import retrieve
         from utils.rows import Question
-        from utils.storage import read_rows
 
         source = folder / "train.jsonl"
         questions = read_rows(source, Question, f"see README, 'Your own data': {source}", args.train_questions)

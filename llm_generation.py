@@ -24,10 +24,12 @@ def main() -> int:
     """Parse the command line, ask, and write; returns the exit code."""
     args = phase_arguments(__doc__, ["rationale"])
 
+    from utils.files import read_rows, write_lines
+    from utils.journal import Journal
     from utils.llm import Server, ask_all
+    from utils.manifest import Phase
     from utils.rationale import rationale_requests
     from utils.rows import Question, Rationale
-    from utils.storage import Journal, Phase, read_rows, write_lines
 
     folder = dataset_dir(args)
     source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"

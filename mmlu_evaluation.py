@@ -33,8 +33,9 @@ def main() -> None:
 
     import orjson
 
+    from utils.files import atomic
+    from utils.manifest import fingerprint
     from utils.mmlu import score, table
-    from utils.storage import atomic, fingerprint
 
     run = Path(args.run)
     path, made_by = run / "intermediate_data.json", MADE_BY.format(run=run.name or "NAME")
@@ -78,9 +79,9 @@ def grade(rows: list[Any], path: Path, made_by: str) -> list[Graded]:
 
     from pydantic import BaseModel, Field
 
+    from utils.files import parse_row
     from utils.mmlu import Graded, category_of, parse_letter
     from utils.rows import Name
-    from utils.storage import parse_row
 
     class Metadata(BaseModel):
         subject: str

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke] [--dry_run]
+# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke] [--dry_run] [--only_install]
 # Finished phases say so and are skipped; a stopped run goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-profile=quickstart dry_run=
+profile=quickstart dry_run='' only_install=''
 while [ $# -gt 0 ]; do
   case $1 in
     --profile) profile=$2; shift 2 ;;
     --profile=*) profile=${1#*=}; shift ;;
     --dry_run) dry_run=yes; shift ;;
+    --only_install) only_install=yes; shift ;;
     *) sed -n '2,3s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
   esac
 done
 case $profile in
-  quickstart) data=dataset ;;
-  smoke) data=dataset/smoke ;;
+  quickstart) data=dataset base_accumulation=2 ;;
+  smoke) data=dataset/smoke base_accumulation=1 ;;
   *) echo "error: --profile $profile: quickstart and smoke run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
 esac
 config="--config profiles/$profile.yaml"
@@ -25,7 +26,7 @@ run() { echo "+ $*"; [ -n "$dry_run" ] || "$@"; }
 # 1. Environment: requirements.txt, and the packages that carry models and data.
 PYTHON=${PYTHON:-.venv/bin/python}
 if [ "$PYTHON" = .venv/bin/python ]; then
-  [ -x "$PYTHON" ] || run "${PYTHON3:-python3}" -m venv .venv
+  [ -x "$PYTHON" ] || run "$(command -v python3.11 || command -v python3)" -m venv .venv
   stamp=.venv/.installed wanted=$(cat requirements.txt requirements-common.txt requirements-quickstart.txt | cksum)
   if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
     run "$PYTHON" -m pip install --quiet -r requirements.txt
@@ -33,6 +34,7 @@ if [ "$PYTHON" = .venv/bin/python ]; then
     [ -n "$dry_run" ] || echo "$wanted" >$stamp
   fi
 fi
+[ -z "$only_install" ] || exit 0
 export PYTHON
 python=$PYTHON
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
@@ -53,12 +55,12 @@ fi
 # 4. Base reranker: MiniLM with a fresh head on BoolQ, in bge-reranker-base's place.
 run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/minilm-l6 \
   --train_data "$data/quickstart_base/FinetuneDataset_for_flagembedding.jsonl" --output_dir "${checkpoints}_base" \
-  --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4
+  --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4 --gradient_accumulation_steps $base_accumulation
 
 # 5. LLM: SmolLM2 behind llama.cpp's OpenAI-compatible server, on loopback, as long as this script runs.
 url_file=$output/server.url
 if [ -z "$dry_run" ]; then
-  "$python" -m quickstart.server --url_file "$url_file" &
+  "$python" -m quickstart.server --url_file "$url_file" --parent_pid $$ &
   server=$!
   trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
   until [ -s "$url_file" ]; do kill -0 $server; sleep 0.2; done

@@ -38,10 +38,10 @@ def main() -> None:
     select_devices(args)
 
     from utils.classes import RagPipeline, reranker_name
-    from utils.generators import file_name
+    from utils.files import file_name, read_rows
+    from utils.manifest import Phase
     from utils.retrieval import RETRIEVAL_SETTINGS
     from utils.rows import Question
-    from utils.storage import Phase, read_rows
 
     source = dataset_dir(args) / f"{args.split}.jsonl"
     if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):

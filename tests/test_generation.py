@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config import UsageError, load_config
-from utils.generators import FRAMEWORKS, cut_at, file_name, make_generator, token_ids
-from utils.prompts import RagPrompt, _cut_longest
+from utils.files import file_name
+from utils.generators import FRAMEWORKS, cut_at, make_generator, token_ids
+from utils.prompts import RagPrompt, _cut_longest, format_reference
 
 PROMPTS = load_config()["prompts"]
 CHAT_TEMPLATE = (
@@ -25,6 +26,15 @@ def test_the_prompt_is_the_papers_layout():
     assert messages[0]["content"].endswith("Doc 1(Title: Title one) text one\nDoc 2(Title: Title two) text two\n")
     assert messages[1]["content"] == "Question: who?\nAnswer:"
     assert "  " not in messages[0]["content"] + messages[1]["content"]
+
+
+def test_the_document_layout_is_flashrags():
+    from flashrag.prompt import PromptTemplate
+
+    passages = ["Title\ntext\nmore text", "only a title", "", "A\n"]
+    config = {"framework": "openai", "generator_max_input_len": 100}
+    theirs = PromptTemplate(config).format_reference([{"contents": text} for text in passages])
+    assert format_reference(passages) == theirs
 
 
 def test_closed_book_has_no_documents():

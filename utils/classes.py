@@ -17,11 +17,13 @@ from typing import Any
 import orjson
 
 from utils.config import UsageError, settings_of
+from utils.files import atomic, dump_line, read_rows, write_lines
 from utils.intervals import Interval, bootstrap
+from utils.journal import Journal, resume
+from utils.manifest import Phase, digest, fingerprint
 from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
 from utils.passages import PassageTexts, passages_path
 from utils.rows import Candidates, Question
-from utils.storage import Journal, Phase, atomic, digest, dump_line, fingerprint, read_rows, resume, write_lines
 
 RERANK_CHUNK = 64  # questions between two savings of progress
 RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")

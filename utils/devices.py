@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
 
+# Other frameworks' weights, and Llama's second copy in Meta's format.
+UNUSED_FILES = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.gguf", "original/*"]
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,6 +72,6 @@ def local_model(name: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, ignore_patterns=["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.pt"])
+        return snapshot_download(name, ignore_patterns=UNUSED_FILES)
     except Exception as error:  # the hub's client raises many kinds; all of them mean the same here
         raise UsageError(f"model {name!r} is no local folder and could not be fetched from the hub: {error}") from None

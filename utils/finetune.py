@@ -22,8 +22,9 @@ from pathlib import Path
 
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
 from utils.devices import local_model, select_devices, torch_device
+from utils.files import parse_row, read_jsonl, sync_folder
+from utils.manifest import Phase
 from utils.rows import TrainingGroup
-from utils.storage import Phase, parse_row, read_jsonl, sync_folder
 
 MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"
 # Passed on under FlagEmbedding's and transformers' own names.

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.devices import local_model
+from utils.files import file_name
+from utils.journal import Journal, in_chunks
 from utils.llm import Server, ask_all, request
-from utils.prompts import Messages
-from utils.storage import Journal, in_chunks
 
+Messages = list[dict[str, str]]
 Prompt = str | Messages
 # Tokens are rarely shorter than three characters; used where the server's tokenizer is not at hand.
 CHARACTERS_PER_TOKEN = 3
@@ -206,8 +207,3 @@ def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 def cut_at(text: str, stop: list[str]) -> str:
     """The text before the first stop string."""
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
-
-
-def file_name(name: str) -> str:
-    """A model's name as a file name."""
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name).lstrip(".") or "model"

@@ -11,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.config import UsageError
-from utils.storage import Journal, digest
+from utils.journal import Journal
+from utils.manifest import digest
 
 # Failures that every further request would meet too: going on only wastes time.
 FATAL = {401, 403, 404}

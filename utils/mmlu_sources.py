@@ -15,9 +15,9 @@ import orjson
 from pydantic import BaseModel, Field
 
 from utils.config import UsageError
+from utils.files import parse_row, read_jsonl
 from utils.mmlu import CATEGORY, format_question, subject_name, unknown_subject
 from utils.rows import Text
-from utils.storage import parse_row, read_jsonl
 
 CSV_FOLDERS = {"train": "auxiliary_train", "dev": "val", "test": "test"}
 HUB_FILES = {"train": "auxiliary_train", "dev": "validation", "test": "test"}

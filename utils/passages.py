@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.config import UsageError
+from utils.files import LineIndex, parse_row
 from utils.rows import Passage
-from utils.storage import LineIndex, parse_row
 
 
 def passages_path(docs: str | os.PathLike[str]) -> Path:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flashrag.prompt import PromptTemplate
-
-Messages = list[dict[str, str]]
+from utils.generators import Prompt
 
 
-class RagPrompt(PromptTemplate):
-    """FlashRAG's document layout (``Doc 1(Title: ...) text``) in our templates.
+class RagPrompt:
+    """FlashRAG's document layout in our templates.
 
-    FlashRAG's own template loads a tokenizer to guess from the model's path whether it is a chat
-    model, and truncates by cutting the middle or the question. Here the templates decide: a
+    FlashRAG's own PromptTemplate loads a tokenizer to guess from the model's path whether it is a
+    chat model, and truncates by cutting the middle or the question. Here the templates decide: a
     completion template gives a string, otherwise chat messages are made.
 
     Args:
@@ -28,13 +26,12 @@ class RagPrompt(PromptTemplate):
         max_input_tokens: int,
         count_tokens: Callable[[str], int],
     ) -> None:
-        self.reference_template = None  # read by FlashRAG's format_reference
         self.prompts = prompts
         self.max_input_tokens = max_input_tokens
         self.count_tokens = count_tokens
         self.trimmed = 0
 
-    def build(self, question: str, passages: list[str]) -> str | Messages:
+    def build(self, question: str, passages: list[str]) -> Prompt:
         """The prompt for one question.
 
         Args:
@@ -65,8 +62,8 @@ class RagPrompt(PromptTemplate):
         prompt = self._render(question, passages)
         return self.count_tokens(prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt))
 
-    def _render(self, question: str, passages: list[str]) -> str | Messages:
-        reference = self.format_reference([{"contents": text} for text in passages])
+    def _render(self, question: str, passages: list[str]) -> Prompt:
+        reference = format_reference(passages)
         if template := self.prompts["rag_completion"]:
             return template.format(reference=reference, question=question)
         system = self.prompts["rag_system" if passages else "rag_system_closed_book"] or ""
@@ -74,6 +71,12 @@ class RagPrompt(PromptTemplate):
             {"role": "system", "content": system.format(reference=reference)},
             {"role": "user", "content": (self.prompts["rag_user"] or "").format(question=question)},
         ]
+
+
+def format_reference(passages: list[str]) -> str:
+    """FlashRAG's layout: ``Doc 1(Title: first line) rest``, a line a passage."""
+    documents = [text.partition("\n") for text in passages]
+    return "".join(f"Doc {i}(Title: {title}) {text}\n" for i, (title, _, text) in enumerate(documents, 1))
 
 
 def _cut_longest(passages: list[str], budget: int) -> list[str]:

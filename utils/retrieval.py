@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
+from utils.files import write_lines
+from utils.journal import Journal, in_chunks, resume
+from utils.manifest import Phase, digest
 from utils.passages import passages_path
 from utils.rows import Candidates, Question
-from utils.storage import Journal, Phase, digest, in_chunks, resume, write_lines
 
 if TYPE_CHECKING:
     from utils.retriever import FlatRetriever

@@ -13,8 +13,8 @@ from flashrag.retriever.utils import set_default_instruction
 from utils.config import UsageError
 from utils.devices import usable_cores
 from utils.encoder import TextEncoder
+from utils.files import parse_row
 from utils.rows import Passage
-from utils.storage import parse_row
 
 # FlashRAG sets faiss to one thread when its retriever is imported on a machine without a GPU.
 faiss.omp_set_num_threads(usable_cores())

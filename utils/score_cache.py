@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.config import UsageError
+from utils.files import LineIndex, parse_row
 from utils.fusion import descending, fuse
 from utils.rows import PublishedScored, Scored
-from utils.storage import LineIndex, parse_row
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.encoder import Embeddings, Encoder, length_order, make_scorer
+from utils.files import read_rows, write_lines
 from utils.fusion import descending
+from utils.journal import in_chunks
+from utils.manifest import Phase
 from utils.passages import PassageTexts, passages_path
 from utils.rationale import scored_text
 from utils.rows import Candidates, Rationale, Scored
-from utils.storage import Phase, in_chunks, read_rows, write_lines
 
 SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
 ENCODE_AT_ONCE = 64  # batches between two savings of progress

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from utils.answers import has_answer
 from utils.config import UsageError
+from utils.files import LineIndex, write_lines
+from utils.manifest import Phase
 from utils.passages import PassageTexts
 from utils.rows import TrainingGroup
 from utils.sampling import SAMPLERS, passages_needed
 from utils.score_cache import Ranked, fused_rankings, is_published, open_cache
-from utils.storage import LineIndex, Phase, write_lines
 
 PathLike = str | os.PathLike[str]
 

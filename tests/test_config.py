@@ -1,0 +1,135 @@
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from utils.config import BASIC_CONFIG, UsageError, _comments, load_config, phase_arguments
+
+SCRIPTS = [
+    "llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_rag.py", "mmlu_preprocess.py",
+    "mmlu_evaluation.py", "utils/finetune.py", "quickstart/build_data.py", "quickstart/models.py",
+    "quickstart/server.py", "quickstart/table.py",
+]  # fmt: skip
+PUBLISHED = {
+    "llm_generation.py": "api_key base_url dataset model max_tokens",
+    "dataset_generation.py": "dataset phase method model_path retriever_path gpu_id device",
+    "run_rag.py": "rerank_model_path rerank_model_name dataset framework openai_model model_path retriever_path gpu_id "
+    "max_tokens device api_key base_url",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_in_under_a_second_and_explains(script):
+    command = [sys.executable, "-m", script.removesuffix(".py").replace("/", ".")]
+    started = time.perf_counter()
+    result = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout) > 200
+    # A loaded machine may be slow; what must hold everywhere is that no heavy library is imported.
+    loaded = subprocess.run(
+        [sys.executable, "-X", "importtime", *command[1:], "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stderr
+    assert not re.search(r"\|\s+(torch|faiss|transformers|flashrag|FlagEmbedding|datasets|pandas|openai)\n", loaded)
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_published_flags_are_accepted(script, run_script, tmp_path):
+    shown = run_script(script, "--help", cwd=tmp_path).stdout
+    for flag in PUBLISHED[script].split():
+        assert f"--{flag} " in shown, flag
+
+
+def test_every_setting_is_explained_on_its_line():
+    config, comments = load_config(), _comments()
+    for section, values in config.items():
+        if section != "prompts":
+            assert [key for key in values if not comments.get((section, key))] == [], section
+
+
+def test_the_papers_values():
+    config = load_config()
+    assert config["common"]["train_questions"] == 20000
+    assert config["get_docs"]["docs_topk"] == 50
+    assert config["fusion"] == {"reason_weight": 0.5, "fusion_topk": 20, "sampling": "shift"}
+    finetune = config["finetune"]
+    assert finetune["base_model"] == "BAAI/bge-reranker-base"
+    assert finetune["query_max_len"] + finetune["passage_max_len"] == 512
+    wanted = {
+        "learning_rate": 6e-5, "num_train_epochs": 2.0, "per_device_train_batch_size": 16, "precision": "fp16",
+        "gradient_accumulation_steps": 4, "train_group_size": 7, "weight_decay": 0.01, "logging_steps": 100,
+    }  # fmt: skip
+    assert wanted.items() <= finetune.items()
+    rag = config["rag"]
+    assert (rag["retrieval_topk"], rag["rerank_topk"], rag["max_tokens"]) == (20, 5, 512)
+    assert "Llama-3.1-8B-Instruct" in rag["model_path"]
+
+
+@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_profiles_load(profile):
+    config = load_config(str(profile))
+    assert config.keys() == yaml.safe_load(BASIC_CONFIG.read_text()).keys()
+
+
+def test_precedence_is_file_profile_flag_and_environment_for_the_key(tmp_path, monkeypatch):
+    profile = tmp_path / "p.yaml"
+    profile.write_text("rationale: {model: from-profile, temperature: 5e-1, api_key: from-file}\n")
+    parse = lambda *flags: phase_arguments("", ["rationale"], ["--config", str(profile), *flags])  # noqa: E731
+    assert (parse().model, parse().temperature, parse().top_p) == ("from-profile", 0.5, 1.0)
+    assert parse("--model", "from-flag").model == "from-flag"
+    assert parse().api_key == "from-file"
+    monkeypatch.setenv("OPENAI_API_KEY", "from-environment")
+    assert parse().api_key == "from-environment"
+    assert parse("--api_key=from-flag").api_key == "from-flag"
+    with pytest.raises(SystemExit):
+        parse("--help")
+
+
+def test_extends_lays_a_profile_over_another(tmp_path):
+    (tmp_path / "base.yaml").write_text("common: {dataset: one, seed: 1}\n")
+    (tmp_path / "over.yaml").write_text("extends: base.yaml\ncommon: {seed: 2}\n")
+    common = load_config(str(tmp_path / "over.yaml"))["common"]
+    assert (common["dataset"], common["seed"]) == ("one", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rationals: {}", "unknown section 'rationals'; did you mean 'rationale'?"),
+        ("rag: {rerank_topks: 3}", "unknown key 'rag.rerank_topks'; did you mean 'rerank_topk'?"),
+        ("rag: {rerank_topk: many}", "rag.rerank_topk must be int, not 'many'"),
+        ("rag: {rerank_use_fp16: 1}", "rag.rerank_use_fp16 must be bool"),
+        ("- a list", "must be a mapping"),
+        ("rag: [", "is not valid YAML"),
+        ("common: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_a_bad_profile_is_told(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_config(str(tmp_path / "p.yaml"))
+    assert message in str(error.value)
+
+
+def test_a_key_in_a_profile_is_not_shown_by_help(tmp_path, run_script):
+    (tmp_path / "p.yaml").write_text("rationale: {api_key: canary}\n")
+    result = run_script("llm_generation.py", "--config", "p.yaml", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "canary" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".."])
+def test_a_dataset_name_cannot_leave_the_data_folder(name, run_script, tmp_path):
+    result = run_script("llm_generation.py", f"--dataset={name}", cwd=tmp_path)
+    assert (result.returncode, "must be the plain name" in result.stderr) == (2, True)
+
+
+def test_an_unknown_flag_or_missing_profile_is_told(run_script, tmp_path):
+    assert "unrecognized arguments: --datasett" in run_script("llm_generation.py", "--datasett=nq", cwd=tmp_path).stderr
+    result = run_script("llm_generation.py", "--config", "profiles/none.yaml", cwd=tmp_path)
+    assert (result.returncode, "profiles/none.yaml is missing" in result.stderr) == (2, True)

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+from conftest import questions, read_jsonl, write_jsonl
+
+from utils.answers import has_answer
+
+
+@pytest.fixture
+def rag(run_script, tmp_path, retrieval_args, llm_server):
+    server = llm_server()
+    write_jsonl(tmp_path / "dataset/own/test.jsonl", questions(6))
+
+    def run(*flags, url=server.base_url):
+        base = [
+            "run_rag.py", "--dataset", "own", "--framework=openai", "--openai_model=gpt-4o-mini", "--base_url", url,
+            "--retriever_path", retrieval_args.retriever_path, "--index_path", retrieval_args.index_path,
+            "--corpus_path", retrieval_args.corpus_path, "--retrieval_batch_size", "2",
+        ]  # fmt: skip
+        return run_script(*base, *flags, cwd=tmp_path, OPENAI_API_KEY="canary-key")
+
+    run.server = server
+    return run
+
+
+def test_a_run_leaves_answers_scores_and_rankings(rag, tmp_path, tiny_reranker):
+    result = rag(f"--rerank_model_path={tiny_reranker}", "--rerank_model_name", "tiny")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "output/own_test_tiny_gpt-4o-mini"
+    rows = json.loads((folder / "intermediate_data.json").read_text())
+    assert [row["id"] for row in rows] == [f"q{i}" for i in range(6)]
+    for row, question in zip(rows, questions(6), strict=True):
+        assert row["output"]["pred"].endswith(f"{question['question'][-20:]}\nAnswer:")
+        assert len(row["output"]["retrieval_result"]) == 5
+        assert row["golden_answers"] == question["golden_answers"]
+    printed = dict(line.split(": ") for line in (folder / "metric_score.txt").read_text().splitlines())
+    assert list(printed) == ["recall@1", "recall@5", "recall@20", "mrr", "em", "f1", "contains"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name, found in metrics.items():
+        per_question = [row["output"]["metric_score"][name] for row in rows]
+        assert found["mean"] == pytest.approx(sum(per_question) / 6) == pytest.approx(float(printed[name]))
+        assert found["n"] == 6
+    for path in (tmp_path / "output").rglob("*"):
+        assert path.is_dir() or b"canary-key" not in path.read_bytes(), path
+
+
+def test_ranking_metrics_agree_with_counting_by_hand(rag, tmp_path):
+    assert rag().returncode == 0
+    folder = tmp_path / "output/own_test_none_gpt-4o-mini"
+    rows = json.loads((folder / "intermediate_data.json").read_text())
+    (stage,) = [path for path in (tmp_path / "output/stages").glob("retrieve_*.jsonl") if "passages" not in path.name]
+    (store,) = (tmp_path / "output/stages").glob("retrieve_*.passages.jsonl")
+    texts = {row["id"]: row["contents"] for row in read_jsonl(store)}
+    for row, candidates in zip(rows, read_jsonl(stage), strict=True):
+        hits = [has_answer(row["golden_answers"], texts[pid]) for pid in candidates["passage_ids"]]
+        first = hits.index(True) + 1 if any(hits) else None
+        scores = row["output"]["metric_score"]
+        assert scores["mrr"] == pytest.approx(1 / first if first else 0)
+        for k in (1, 5, 20):
+            assert scores[f"recall@{k}"] == float(bool(first and first <= k))
+    assert 0 < sum(row["output"]["metric_score"]["recall@20"] for row in rows) < 6
+    lines = (folder / "run.trec").read_text().splitlines()
+    assert len(lines) == 6 * 20
+    assert lines[0].split()[0] == "q0"
+
+
+def test_another_reranker_does_not_retrieve_again_and_a_finished_run_is_said(rag, tmp_path, tiny_reranker):
+    assert "retrieve:" in rag().stderr
+    second = rag(f"--rerank_model_path={tiny_reranker}")
+    assert "retrieve:" not in second.stderr
+    assert "rerank:" in second.stderr
+    third = rag(f"--rerank_model_path={tiny_reranker}")
+    assert "is finished (6 rows)" in third.stdout
+    assert "em: " in third.stdout
+    asked = sum(rag.server.stats()["seen"].values())
+    other = rag(f"--rerank_model_path={tiny_reranker}", "--max_tokens", "9", "--run_name", "other")
+    assert "rerank:" not in other.stderr
+    assert sum(rag.server.stats()["seen"].values()) == asked + 6
+
+
+def test_the_closed_book_baseline_needs_no_index(rag, tmp_path):
+    result = rag("--retrieval_topk", "0", "--index_path", "nowhere", "--corpus_path", "nowhere")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "output/own_test_closed-book_gpt-4o-mini/intermediate_data.json").read_text())
+    assert all(row["output"]["retrieval_result"] == [] for row in rows)
+
+
+def test_letters_are_graded_as_letters(rag, tmp_path, run_script):
+    rows = [
+        {"id": str(i), "question": f"Q?\nA. x\nB. y\nC. z\nD. The answer is {gold}", "golden_answers": [gold],
+         "metadata": {"subject": "anatomy"}}
+        for i, gold in enumerate("AAB")
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "dataset/own/test.jsonl", rows)
+    result = rag("--answer_type", "letter", "--retrieval_topk", "0", "--run_name", "letters")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output/letters/metric_score.txt").read_text().startswith("em: ")
+    graded = run_script("mmlu_evaluation.py", "--run", "output/letters", cwd=tmp_path)
+    assert graded.returncode == 0, graded.stderr
+    assert "STEM" in graded.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "dev"], "dev.jsonl is missing; choose another --split (there are: test)"),
+        (["--dataset", "none"], "dataset/none/test.jsonl is missing"),
+        (["--rerank_model_name", "bge-reranker"], "needs --rerank_model_path"),
+        (["--rerank_model_path", "nobody/nothing"], "no local folder and could not be fetched"),
+        (["--framework", "tgi"], "--framework 'tgi' is none of openai, hf, vllm"),
+        (["--answer_type", "number"], "neither text nor letter"),
+        (["--device", "tpu"], "none of auto, cpu, cuda"),
+        (["--device", "cuda"], "torch sees no GPU"),
+        (["--base_url", "http://127.0.0.1:9/v1", "--max_retries", "0"], "6 of 6 requests failed (APIConnectionError"),
+    ],
+)
+def test_mistakes_are_told(rag, flags, message):
+    import torch
+
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = rag(*flags)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
