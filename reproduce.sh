@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $profile in
-  quickstart) data=dataset base_accumulation=2 ;;
+  quickstart) data=dataset base_accumulation=4 ;;
   smoke) data=dataset/smoke base_accumulation=1 ;;
   *) echo "error: --profile $profile: quickstart and smoke run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
 esac
