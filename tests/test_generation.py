@@ -147,9 +147,25 @@ def test_hf_is_greedy_and_batching_changes_nothing(args):
                 break
         new = ids[len(token_ids(tokenizer, prompt)) :]
         expected.append(tokenizer.decode(new, skip_special_tokens=True).strip())
-    generator = make_generator(args)
-    assert generator.generate(prompts) == expected
-    assert generator.generate(prompts) == expected
+    args.generator_batch_size = 1
+    assert make_generator(args).generate(prompts) == expected
+    args.generator_batch_size, args.save_dir = 3, args.save_dir + "-again"
+    assert make_generator(args).generate(prompts) == expected
+
+
+def test_local_answers_are_kept_and_other_settings_ask_again(args, monkeypatch):
+    from utils.generators import HFGenerator
+
+    asked = []
+    inner = HFGenerator._answer
+    monkeypatch.setattr(HFGenerator, "_answer", lambda self, prompts: (asked.extend(prompts), inner(self, prompts))[1])
+    first = make_generator(args).generate(["one", "two", "one"])
+    assert first[0] == first[2]
+    assert make_generator(args).generate(["two", "three"])[0] == first[1]
+    assert asked == ["one", "two", "three"]
+    args.max_tokens = 2
+    make_generator(args).generate(["one"])
+    assert asked[3:] == ["one"]
 
 
 def test_one_bos_with_and_without_a_chat_template(args):

@@ -142,17 +142,19 @@ class RagPipeline:
         return self._save(rows, scores, output)
 
     def _rank_quality(self, candidates: list[Candidates], store: PassageTexts, output: Path) -> dict[str, list[float]]:
-        run = {row.id: dict(zip(row.passage_ids, row.scores, strict=True)) for row in candidates}
+        # Ranks in place of scores: evaluators break ties between equal scores by passage id.
+        run = {row.id: {pid: -float(rank) for rank, pid in enumerate(row.passage_ids)} for row in candidates}
         needed = {pid: store[pid] for row in candidates for pid in row.passage_ids}
         answers = {row.id: row.golden_answers for row in candidates}
         qrels = relevance(run, needed, answers)
         with atomic(output / "run.trec") as handle:
             for row in candidates:
                 for rank, (pid, score) in enumerate(zip(row.passage_ids, row.scores, strict=True), 1):
-                    handle.write(f"{row.id} Q0 {pid} {rank} {score} radio\n".encode())
+                    handle.write(f"{_word(row.id)} Q0 {_word(pid)} {rank} {score} radio\n".encode())
         with atomic(output / "qrels.trec") as handle:
             for query, judged in qrels.items():
-                handle.writelines(f"{query} 0 {pid} {label}\n".encode() for pid, label in judged.items())
+                for pid, label in judged.items():
+                    handle.write(f"{_word(query)} 0 {_word(pid)} {label}\n".encode())
         cutoffs = sorted({1, self.args.rerank_topk, self.args.retrieval_topk})
         return ranking_metrics(qrels, run, cutoffs)
 
@@ -181,6 +183,11 @@ def reranker_name(args: argparse.Namespace) -> str:
             )
         return NO_RERANKER
     return args.rerank_model_name or Path(args.rerank_model_path).name
+
+
+def _word(name: str) -> str:
+    """An id as TREC's files need it: they separate columns by blanks."""
+    return "_".join(name.split())
 
 
 def release_memory() -> None:

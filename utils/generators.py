@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from utils.config import UsageError
 from utils.devices import local_model
 from utils.files import file_name
-from utils.journal import Journal, in_chunks
+from utils.journal import Journal, in_chunks, resume
 from utils.llm import Server, ask_all, request
+from utils.manifest import digest, fingerprint
 
 Messages = list[dict[str, str]]
 Prompt = str | Messages
@@ -75,37 +75,69 @@ class OpenAIGenerator:
         return [outcome.answers[item.key]["text"].strip() for item in requests]
 
 
-class HFGenerator:
-    """A causal model through transformers: greedy, left-padded, longest prompts first, no logits kept.
+class LocalGenerator(ABC):
+    """What transformers and vLLM have in common: a tokenizer at hand, and answers kept a chunk at a time.
 
     Args:
         args: the ``rag`` section's settings.
     """
 
+    chunk: int
+    """Prompts between two savings of progress."""
+
     def __init__(self, args: argparse.Namespace) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.name = Path(args.model_path).name
-        path = local_model(args.model_path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto").eval()
-        self._batch_size, self._max_tokens, self._stop = args.generator_batch_size, args.max_tokens, args.stop
+        self.path = local_model(args.model_path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
+        self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
+        self._made_with = [fingerprint(self.path), args.max_tokens, args.stop]
 
     def count_tokens(self, text: str) -> int:
         """Tokens without special ones."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
-        """One answer a prompt."""
+        """One greedy answer a prompt; those that an earlier run left are not generated again."""
+        keys = [digest([self._made_with, prompt]) for prompt in prompts]
+        todo = list(dict(zip(keys, prompts, strict=True)).items())
+        with Journal(self._journal) as journal:
+            resume(
+                journal,
+                todo,
+                lambda item: item[0],
+                self.chunk,
+                lambda part: [{"text": text} for text in self._answer([prompt for _, prompt in part])],
+                "generate",
+            )
+            return [journal.records[key]["text"] for key in keys]
+
+    @abstractmethod
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        """One greedy answer a prompt."""
+
+
+class HFGenerator(LocalGenerator):
+    """A causal model through transformers: left-padded, longest prompts first, no logits kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM
+
+        super().__init__(args)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto", device_map="auto").eval()
+        self._batch_size, self._max_tokens, self._stop = args.generator_batch_size, args.max_tokens, args.stop
+        self.chunk = 8 * args.generator_batch_size
+
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
         import torch
 
         encoded = [token_ids(self.tokenizer, prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
         answers = [""] * len(prompts)
         stopping = {"stop_strings": self._stop, "tokenizer": self.tokenizer} if self._stop else {}
-        bar = tqdm(total=len(prompts), desc="generate", unit="question")
         for batch in in_chunks(order, self._batch_size):
             inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
@@ -124,17 +156,13 @@ class HFGenerator:
             new = output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = cut_at(text, self._stop).strip()
-            bar.update(len(batch))
-        bar.close()
         return answers
 
 
-class VLLMGenerator:
-    """A causal model through vLLM's offline engine: greedy, prompts as token ids with one BOS.
+class VLLMGenerator(LocalGenerator):
+    """A causal model through vLLM's offline engine."""
 
-    Args:
-        args: the ``rag`` section's settings.
-    """
+    chunk = 1024
 
     def __init__(self, args: argparse.Namespace) -> None:
         try:
@@ -145,13 +173,10 @@ class VLLMGenerator:
                 "--framework openai with a server"
             ) from None
         import torch
-        from transformers import AutoTokenizer
 
-        self.name = Path(args.model_path).name
-        path = local_model(args.model_path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        super().__init__(args)
         self._model = LLM(
-            path,
+            self.path,
             tensor_parallel_size=max(1, torch.cuda.device_count()),
             gpu_memory_utilization=args.gpu_memory_utilization,
             max_model_len=args.max_input_tokens + args.max_tokens,
@@ -159,12 +184,7 @@ class VLLMGenerator:
         )
         self._max_tokens, self._stop, self._seed = args.max_tokens, args.stop, args.seed
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens without special ones."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def generate(self, prompts: list[Prompt]) -> list[str]:
-        """One answer a prompt."""
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
         from vllm import SamplingParams
 
         sampling = SamplingParams(temperature=0, max_tokens=self._max_tokens, stop=self._stop or None, seed=self._seed)
