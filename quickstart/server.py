@@ -10,10 +10,10 @@ Outputs: URL_FILE, one line http://127.0.0.1:PORT/v1, there only while the serve
     python -m quickstart.server --stop
 
 It runs in the foreground until SIGTERM or SIGINT. Greedy requests (temperature 0) give the same bytes
-again, because there is one slot and no prompt cache: with two slots, requests share batches and 5 of
-16 answers changed with their neighbours; with the cache, a repeated request computes only its end, and
-rounds differently. On two cores two slots were no faster (docs/data.md). Requests wait in a queue, so
-a client's time limit must cover those ahead of it: keep its concurrency low.
+again, because there is one slot and no prompt cache: with two slots, requests share batches and a third
+of the answers changed with their neighbours; with the cache, a repeated request computes only its end,
+and rounds differently. On two cores two slots were no faster (docs/data.md). Requests wait in a queue,
+so a client's time limit must cover those ahead of it: keep its concurrency low.
 """
 
 from __future__ import annotations
