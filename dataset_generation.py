@@ -3,6 +3,7 @@
     python dataset_generation.py --dataset=nq --phase=get_docs
     python dataset_generation.py --dataset=nq --phase=generate_dataset --method=reason
     python dataset_generation.py --dataset=nq --phase=generate_dataset --method=retrieval
+    python dataset_generation.py --dataset=mine --corpus_path=mine.jsonl --check
 
 get_docs          reads   train.jsonl, the index and its corpus
                   writes  train_docs_N.jsonl           {id, question, golden_answers, passage_ids, scores}
@@ -11,26 +12,36 @@ generate_dataset  reads   train_docs_N.*, and for --method=reason reason/train_w
                   writes  METHOD/score_cache.jsonl     {id, query, passage_ids, scores}, best first
                           METHOD/FinetuneDataset_for_flagembedding.jsonl, sampled from this score alone
 
+--check           prints rows, missing fields, repeated ids and answers that no passage has; exit code 1 on faults
+
 All below DATA_DIR/DATASET. --method=reason scores a passage by its similarity to question, answer and
 rationale; --method=retrieval by the retriever. score_cache_to_dataset.py fuses the two.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main
 from utils.devices import select_devices
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
-    ("--phase", {"required": True, "choices": ["get_docs", "generate_dataset"], "help": "what to make"}),
+    ("--phase", {"choices": ["get_docs", "generate_dataset"], "help": "what to make"}),
     ("--method", {"choices": ["reason", "retrieval"], "help": "score for --phase=generate_dataset"}),
+    ("--check", {"action": "store_true", "help": "check the questions and the corpus, and make nothing"}),
 ]
 
 
-def main() -> None:
-    """Parse the command line and run one phase."""
+def main() -> int:
+    """Parse the command line and run one phase; returns the exit code."""
     args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion"], extra=EXTRA)
+    if args.check:
+        from utils.checks import check_dataset
+
+        return 0 if check_dataset(dataset_dir(args), Path(args.corpus_path)) else 1
+    if args.phase is None:
+        raise UsageError("--phase=get_docs or --phase=generate_dataset says what to make (--check makes nothing)")
     if args.phase == "generate_dataset" and args.method is None:
         raise UsageError("--phase=generate_dataset needs --method=reason or --method=retrieval")
     select_devices(args)
@@ -44,7 +55,7 @@ def main() -> None:
         source = folder / "train.jsonl"
         questions = read_rows(source, Question, f"see README, 'Your own data': {source}", args.train_questions)
         retrieve(questions, args, args.docs_topk, docs)
-        return
+        return 0
 
     from utils.passages import passages_path
     from utils.scoring import retrieval_scores, score_rationales
@@ -66,6 +77,7 @@ def main() -> None:
         topk=args.fusion_topk,
         overwrite=args.overwrite,
     )
+    return 0
 
 
 if __name__ == "__main__":
