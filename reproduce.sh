@@ -37,7 +37,7 @@ fi
 [ -z "$only_install" ] || exit 0
 export PYTHON
 python=$PYTHON
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
+export NO_PROXY=127.0.0.1${NO_PROXY:+,$NO_PROXY} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 
 # 2. Data: corpus, questions, BoolQ groups for the base reranker; MiniLM under a fixed path.
 run "$python" -m quickstart.models
@@ -60,6 +60,7 @@ run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/mo
 # 5. LLM: SmolLM2 behind llama.cpp's OpenAI-compatible server, on loopback, as long as this script runs.
 url_file=$output/server.url
 if [ -z "$dry_run" ]; then
+  rm -f "$url_file"
   "$python" -m quickstart.server --url_file "$url_file" --parent_pid $$ &
   server=$!
   trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
