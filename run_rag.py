@@ -26,7 +26,7 @@ from utils.devices import select_devices
 
 OUTCOME_SETTINGS = (
     "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "framework", "openai_model", "model_path",
-    "max_tokens", "max_input_tokens", "stop", "answer_type", "seed", "prompts",
+    "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type", "seed", "prompts",
 )  # fmt: skip
 
 

@@ -106,8 +106,8 @@ def tiny_llama(tmp_path_factory, tokenizer):
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=512, bos_token_id=101, eos_token_id=102, initializer_range=0.3,
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=128, max_position_embeddings=512, bos_token_id=101, eos_token_id=102, initializer_range=0.3,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     model.generation_config.do_sample = True
@@ -119,8 +119,8 @@ def tiny_llama(tmp_path_factory, tokenizer):
 @pytest.fixture
 def args(tiny_llama, tmp_path):
     return SimpleNamespace(
-        framework="hf", model_path=str(tiny_llama), generator_batch_size=3, max_tokens=8, max_input_tokens=200,
-        stop=[], openai_model="m", base_url=None, api_key=None, timeout=5.0, max_retries=0, concurrency=4, seed=1,
+        framework="hf", model_path=str(tiny_llama), generator_batch_size=3, quantization="none", max_tokens=8,
+        max_input_tokens=200, stop=[], openai_model="m", base_url=None, api_key=None, timeout=5.0, max_retries=0, concurrency=4, seed=1,
         save_dir=str(tmp_path / "output"), gpu_memory_utilization=0.5,
     )  # fmt: skip
 
@@ -168,6 +168,25 @@ def test_local_answers_are_kept_and_other_settings_ask_again(args, monkeypatch):
     assert asked[3:] == ["one"]
 
 
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_hf_generates_from_quantised_weights(args, kind):
+    from bitsandbytes import nn
+
+    args.quantization = kind
+    generator = make_generator(args)
+    layers = [type(module) for module in generator.model.modules()]
+    assert (nn.Linear4bit if kind == "4bit" else nn.Linear8bitLt) in layers
+    answers = generator.generate([chat(1), chat(2)])
+    assert len(answers) == 2
+    assert all(isinstance(answer, str) for answer in answers)
+
+
+def test_an_unknown_quantisation_is_told(args):
+    args.quantization = "2bit"
+    with pytest.raises(UsageError, match="none of none, 4bit, 8bit"):
+        make_generator(args)
+
+
 def test_one_bos_with_and_without_a_chat_template(args):
     from transformers import AutoTokenizer
 
@@ -197,7 +216,8 @@ def test_openai_keeps_answers_when_a_request_fails_and_takes_empty_ones(args, ll
     args.framework, args.base_url = "openai", server.base_url
     with pytest.raises(UsageError, match=r"1 of 3 requests failed \(400"):
         make_generator(args).generate(["one", "[status 400]", "[empty]"])
-    assert make_generator(args).generate(["one", "[empty]", "[cut] x"])[1:] == ["", "because of [cut] x"]
+    answers = make_generator(args).generate(["one", "[empty]", "[filter]", "[cut] x"])
+    assert answers[1:] == ["", "", "because of [cut] x"]
     assert server.stats()["seen"]["one"] == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class OpenAIGenerator:
             for prompt in prompts
         ]
         with Journal(self._journal) as journal:
-            outcome = ask_all(requests, self._server, journal, "generate", accept_cut_off=True)
+            outcome = ask_all(requests, self._server, journal, "generate", accept_any=True)
         if outcome.failures:
             reasons = sorted(set(outcome.failures.values()))
             raise UsageError(
@@ -92,7 +93,7 @@ class LocalGenerator(ABC):
         self.path = local_model(args.model_path)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
-        self._made_with = [fingerprint(self.path), args.max_tokens, args.stop]
+        self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
 
     def count_tokens(self, text: str) -> int:
         """Tokens without special ones."""
@@ -127,7 +128,10 @@ class HFGenerator(LocalGenerator):
         super().__init__(args)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto", device_map="auto").eval()
+        quantised = quantisation(args.quantization)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype="auto", device_map="auto", quantization_config=quantised
+        ).eval()
         self._batch_size, self._max_tokens, self._stop = args.generator_batch_size, args.max_tokens, args.stop
         self.chunk = 8 * args.generator_batch_size
 
@@ -208,6 +212,26 @@ def make_generator(args: argparse.Namespace) -> Generator:
     if args.framework not in FRAMEWORKS:
         raise UsageError(f"--framework {args.framework!r} is none of {', '.join(FRAMEWORKS)}")
     return FRAMEWORKS[args.framework](args)
+
+
+def quantisation(kind: str) -> Any:
+    """Transformers' configuration for ``none``, ``4bit`` (NF4) or ``8bit`` weights.
+
+    Raises:
+        UsageError: another kind, or bitsandbytes is not installed.
+    """
+    if kind == "none":
+        return None
+    if kind not in ("4bit", "8bit"):
+        raise UsageError(f"--quantization {kind!r} is none of none, 4bit, 8bit")
+    if find_spec("bitsandbytes") is None:
+        raise UsageError("--quantization needs bitsandbytes; requirements-gpu.txt has the version to install")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:

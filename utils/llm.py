@@ -63,7 +63,7 @@ def request(model: str, prompt: str | list[dict[str, str]], stop: Sequence[str] 
 
 
 def ask_all(
-    requests: Sequence[Request], server: Server, journal: Journal, desc: str, accept_cut_off: bool = False
+    requests: Sequence[Request], server: Server, journal: Journal, desc: str, accept_any: bool = False
 ) -> Outcome:
     """Send what the journal does not hold, at most ``server.concurrency`` at a time.
 
@@ -75,8 +75,8 @@ def ask_all(
         server: endpoint and limits.
         journal: finished answers by request key.
         desc: text of the progress bar.
-        accept_cut_off: take an answer that ended at its token limit or is empty (a reader's
-            verdict); otherwise it is a failure (half a rationale).
+        accept_any: take empty, filtered and cut-off answers as they are, which is right for a reader
+            under test; otherwise they are failures, which is right for rationales.
 
     Returns:
         Answers ``{text, finish_reason, prompt_tokens, completion_tokens, model, seconds}`` and failures.
@@ -95,7 +95,7 @@ def ask_all(
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
     with tqdm(total=len(unique), initial=len(unique) - len(todo), desc=desc, unit="request") as bar:
         try:
-            asyncio.run(_window(todo, server, journal, outcome, bar, accept_cut_off))
+            asyncio.run(_window(todo, server, journal, outcome, bar, accept_any))
         except openai.APIStatusError as error:
             where = server.base_url or "the default endpoint"
             raise UsageError(f"{where} refused every request: {error.status_code} {_reason(error)}") from None
@@ -103,7 +103,7 @@ def ask_all(
 
 
 async def _window(
-    todo: list[Request], server: Server, journal: Journal, outcome: Outcome, bar: tqdm, accept_cut_off: bool
+    todo: list[Request], server: Server, journal: Journal, outcome: Outcome, bar: tqdm, accept_any: bool
 ) -> None:
     """``concurrency`` workers share one iterator, so that one slow request holds up only its worker."""
     import openai
@@ -114,7 +114,7 @@ async def _window(
         for item in queue:
             outcome.asked += 1
             try:
-                answer = await _ask(client, item, server.max_retries, accept_cut_off)
+                answer = await _ask(client, item, server.max_retries, accept_any)
             except openai.APIStatusError as error:
                 if error.status_code in FATAL:
                     raise
@@ -146,7 +146,7 @@ class _UnusableError(Exception):
     """An answer that arrived and cannot be used."""
 
 
-async def _ask(client: Any, item: Request, max_retries: int, accept_cut_off: bool) -> dict[str, Any]:
+async def _ask(client: Any, item: Request, max_retries: int, accept_any: bool) -> dict[str, Any]:
     started = time.monotonic()
     for _ in range(max_retries + 1):
         if "messages" in item.payload:
@@ -157,13 +157,13 @@ async def _ask(client: Any, item: Request, max_retries: int, accept_cut_off: boo
             raise _UnusableError("answer without choices")
         choice = response.choices[0]
         text = (choice.message.content if "messages" in item.payload else choice.text) or ""
-        if choice.finish_reason == "content_filter":
+        if choice.finish_reason == "content_filter" and not accept_any:
             raise _UnusableError("content filter")
-        if text.strip() or accept_cut_off:
+        if text.strip() or accept_any:
             break
     else:
         raise _UnusableError("empty answer")
-    if choice.finish_reason == "length" and not accept_cut_off:
+    if choice.finish_reason == "length" and not accept_any:
         raise _UnusableError("cut off at max_tokens")
     return {
         "text": text,

@@ -1,0 +1,44 @@
+"""The documents say what is so: commands that parse, files that exist, the table that was made."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+DOCUMENTS = ["README.md", "DEVIATIONS.md", "docs/data.md"]
+
+
+def commands():
+    """Every ``python SCRIPT ...`` and ``sh run_finetune.sh ...`` of the documents' code, flags in a list."""
+    found = set()
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        for script, rest in re.findall(
+            r"(?<!\w)(?:python|sh) ((?:-m quickstart\.)?[\w/]+(?:\.py|\.sh)?)((?: --?[\w.]+[= ]?[^`\s#]*)*)", text
+        ):
+            flags = re.findall(r"--(\w+)", rest)
+            if script.endswith((".py", ".sh")) or script.startswith("-m quickstart"):
+                found.add((script, *flags))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_in_the_documents_have_flags_that_exist(command, run_script, tmp_path):
+    script, *flags = command
+    words = script.split() if script.startswith("-m") else [script]
+    shown = run_script(*words, "--help", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert [flag for flag in flags if f"--{flag}" not in shown.stdout] == []
+
+
+def test_the_documents_have_commands():
+    assert len(commands()) >= 12
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_and_named_files_exist(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / name).parent / target).exists(), target
+    for target in re.findall(r"`((?:utils|tests|profiles|quickstart|docs)/[\w./]+\.\w+)`", text):
+        assert (ROOT / target).exists(), target
