@@ -119,10 +119,23 @@ def tiny_llama(tmp_path_factory, tokenizer):
 @pytest.fixture
 def args(tiny_llama, tmp_path):
     return SimpleNamespace(
-        framework="hf", model_path=str(tiny_llama), generator_batch_size=3, quantization="none", max_tokens=8,
-        max_input_tokens=200, stop=[], openai_model="m", base_url=None, api_key=None, timeout=5.0, max_retries=0, concurrency=4, seed=1,
-        save_dir=str(tmp_path / "output"), gpu_memory_utilization=0.5,
-    )  # fmt: skip
+        framework="hf",
+        model_path=str(tiny_llama),
+        generator_batch_size=3,
+        quantization="none",
+        max_tokens=8,
+        max_input_tokens=200,
+        stop=[],
+        openai_model="m",
+        base_url=None,
+        api_key=None,
+        timeout=5.0,
+        max_retries=0,
+        concurrency=4,
+        seed=1,
+        save_dir=str(tmp_path / "output"),
+        gpu_memory_utilization=0.5,
+    )
 
 
 def chat(i):
