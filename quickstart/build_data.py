@@ -53,7 +53,7 @@ class Sizes:
 
 SIZES = {
     "quickstart": Sizes(train=100, test=60, depth=20, mmlu=20, mmlu_depth=5, base_groups=1200),
-    "smoke": Sizes(train=16, test=6, depth=5, mmlu=4, mmlu_depth=5, base_groups=16),
+    "smoke": Sizes(train=12, test=4, depth=5, mmlu=2, mmlu_depth=5, base_groups=8),
 }
 DATA_DIRS = {"quickstart": Path("dataset"), "smoke": Path("dataset/smoke")}
 

@@ -119,8 +119,8 @@ OUTPUTS = ["quickstart_nq/train.jsonl", "quickstart_nq/test.jsonl", "quickstart_
 
 def test_smoke_has_the_sizes_it_promises(smoke):
     counts = [len(lines(smoke / name)) for name in OUTPUTS]
-    assert counts[:4] == [16, 6, 4, 16]
-    assert 60 <= counts[4] <= 22 * 5 + 4 * 5
+    assert counts[:4] == [12, 4, 2, 8]
+    assert 60 <= counts[4] <= 16 * 5 + 2 * 5
 
 
 @pytest.mark.parametrize(
