@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke] [--dry_run] [--only_install]
+# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke|small] [--dry_run] [--only_install]
 # Finished phases say so and are skipped; a stopped run goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,7 +17,8 @@ done
 case $profile in
   quickstart) data=dataset base_accumulation=4 ;;
   smoke) data=dataset/smoke base_accumulation=1 ;;
-  *) echo "error: --profile $profile: quickstart and smoke run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
+  small) data=dataset/small base_accumulation=4 ;;
+  *) echo "error: --profile $profile: quickstart, smoke and small run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
 esac
 config="--config profiles/$profile.yaml"
 indexes=indexes/$profile checkpoints=checkpoints/$profile output=output/$profile

@@ -12,6 +12,7 @@ Outputs: indexes/PROFILE/corpus.jsonl
 
     python -m quickstart.build_data --profile quickstart
     python -m quickstart.build_data --profile smoke         # a handful, below dataset/smoke
+    python -m quickstart.build_data --profile small         # every passage and answerable question, hours
 
 docs/data.md tells what is kept and dropped, and why.
 """
@@ -49,13 +50,16 @@ class Sizes:
     mmlu: int  # MMLU questions, spread evenly over the subjects
     mmlu_depth: int  # BM25 passages an MMLU question gives to the corpus
     base_groups: int  # BoolQ groups for the base reranker
+    whole_corpus: bool = False  # every passage, not only those that BM25 finds for the questions
 
 
 SIZES = {
+    # Every question with an answer in BM25's top 50, which is as deep as training retrieves.
+    "small": Sizes(train=587, test=636, depth=50, mmlu=114, mmlu_depth=5, base_groups=4000, whole_corpus=True),
     "quickstart": Sizes(train=100, test=60, depth=20, mmlu=20, mmlu_depth=5, base_groups=1200),
     "smoke": Sizes(train=12, test=4, depth=5, mmlu=2, mmlu_depth=5, base_groups=8),
 }
-DATA_DIRS = {"quickstart": Path("dataset"), "smoke": Path("dataset/smoke")}
+DATA_DIRS = {"quickstart": Path("dataset"), "smoke": Path("dataset/smoke"), "small": Path("dataset/small")}
 
 
 class Bm25:
@@ -224,7 +228,7 @@ def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) 
     bm25 = Bm25([passage.contents for passage in passages])
     prepared = [prepare(passage.contents) for passage in passages]
 
-    wanted: set[int] = set()
+    wanted = set(range(len(passages))) if sizes.whole_corpus else set()
     pools = read_nq(sources["nq"], sources["nq_test"])
     for split, number in (("train", sizes.train), ("test", sizes.test)):
         questions = pools[split]
@@ -265,7 +269,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--profile", choices=list(SIZES), default="quickstart", help="how much [quickstart]")
-    parser.add_argument("--data_dir", type=Path, help="holds mmlu/, quickstart_*/ [dataset; smoke: dataset/smoke]")
+    parser.add_argument("--data_dir", type=Path, help="holds mmlu/, quickstart_*/ [quickstart: dataset; others: dataset/PROFILE]")
     parser.add_argument("--corpus", type=Path, help="where the passages go [indexes/PROFILE/corpus.jsonl]")
     parser.add_argument("--seed", type=int, default=42, help="of every choice [42]")
     parser.add_argument("--overwrite", action="store_true", help="build it even if it is finished")

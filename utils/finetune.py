@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
-from utils.devices import local_model, select_devices, torch_device
+from utils.devices import half_precision, local_model, select_devices, torch_device
 from utils.files import parse_row, read_jsonl, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
@@ -115,11 +115,13 @@ def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
 def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
     """FlagEmbedding's command line for these settings."""
     on_cpu = torch_device() == "cpu"
-    precision = "fp32" if on_cpu and args.precision == "fp16" else args.precision
-    if precision not in ("fp16", "bf16", "fp32"):
-        raise UsageError(f"--precision {precision!r} is none of fp16, bf16, fp32")
+    if args.precision not in ("fp16", "bf16", "fp32"):
+        raise UsageError(f"--precision {args.precision!r} is none of fp16, bf16, fp32")
+    precision = args.precision
+    if on_cpu and (precision == "fp16" or half_precision() is None):
+        precision = "fp32"
     if precision != args.precision:
-        print("fp16 training needs a GPU; training in fp32")
+        print(f"{args.precision} training is not for this processor; training in fp32")
     launcher = [sys.executable, "-m"]
     if args.nproc_per_node > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(args.nproc_per_node), "-m"]
