@@ -4,12 +4,14 @@
     python run_rag.py --rerank_model_path=checkpoints/nq_radio --framework=openai --openai_model=gpt-4o-mini
     python run_rag.py --dataset=nq                                       (no reranker: the retriever's order)
     python run_rag.py --dataset=nq --retrieval_topk=0                    (closed book: no retrieval)
+    python run_rag.py --dataset=nq --rerank_model_name=oracle            (passages with an answer first)
+    python run_rag.py --dataset=nq --framework=none                      (ranking quality alone, no LLM)
 
 reads   DATA_DIR/DATASET/SPLIT.jsonl, the index and its corpus, the reranker, the generator
 writes  SAVE_DIR/RUN/intermediate_data.json   questions, passages, answers and scores, FlashRAG's layout
-        SAVE_DIR/RUN/metric_score.txt         EM, F1, contains; answer recall and MRR of the candidates
+        SAVE_DIR/RUN/metric_score.txt         EM, F1, contains; answer recall, MRR and nDCG of the candidates
         SAVE_DIR/RUN/metrics.json             the same with n and 95 % bootstrap intervals
-        SAVE_DIR/RUN/{run,qrels}.trec         the ranking and its relevance by answer matching
+        SAVE_DIR/RUN/{retrieval,rerank}.trec  each stage's ranking; qrels.trec: relevance by answer matching
         SAVE_DIR/stages/, SAVE_DIR/answers/   retrieval, reranking and API answers, shared between runs
 
 Retrieves --retrieval_topk passages, reranks them, puts the best --rerank_topk into the prompt and
@@ -25,8 +27,9 @@ from utils.config import UsageError, dataset_dir, phase_arguments, run_main, set
 from utils.devices import select_devices
 
 OUTCOME_SETTINGS = (
-    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "framework", "openai_model", "model_path",
-    "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type", "seed", "prompts",
+    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "rerank_use_fp16",
+    "framework", "openai_model", "model_path", "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type",
+    "seed", "prompts",
 )  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def main() -> None:
         raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
     select_devices(args)
 
-    from utils.classes import RagPipeline, reranker_name
+    from utils.classes import RagPipeline, generator_name, reranker_name
     from utils.files import file_name, read_rows
     from utils.manifest import Phase
     from utils.retrieval import RETRIEVAL_SETTINGS
@@ -48,15 +51,16 @@ def main() -> None:
         raise UsageError(f"{source} is missing; choose another --split (there are: {', '.join(splits)})")
     questions = read_rows(source, Question, limit=args.test_sample_num)
 
-    generator = args.openai_model if args.framework == "openai" else Path(args.model_path).name
-    retriever = "closed-book" if args.retrieval_topk == 0 else reranker_name(args)
-    name = args.run_name or f"{args.dataset}_{args.split}_{retriever}_{generator}"
+    generator = generator_name(args)
+    ranker = "closed-book" if args.retrieval_topk == 0 else reranker_name(args)
+    name = args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}"
     output = Path(args.save_dir) / file_name(name)
     inputs = [source]
     if args.retrieval_topk:
         inputs += [args.index_path, args.corpus_path, args.retriever_path]
         inputs += [args.rerank_model_path] if args.rerank_model_path else []
-    phase = Phase(output / "intermediate_data.json", inputs, settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS))
+    settings = settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS) | {"ranker": ranker}
+    phase = Phase(output / "intermediate_data.json", inputs, settings)
     if phase.is_done(args.overwrite):
         print((output / "metric_score.txt").read_text(), end="")
         return
@@ -64,7 +68,7 @@ def main() -> None:
     metrics = pipeline.run(output)
     for metric, found in metrics.items():
         print(f"{metric:10} {found}")
-    phase.finish(len(questions), facts=pipeline.facts, reranker=reranker_name(args), generator=generator)
+    phase.finish(len(questions), facts=pipeline.facts, reranker=ranker, generator=generator)
 
 
 if __name__ == "__main__":

@@ -269,7 +269,9 @@ def main(argv: Iterable[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--profile", choices=list(SIZES), default="quickstart", help="how much [quickstart]")
-    parser.add_argument("--data_dir", type=Path, help="holds mmlu/, quickstart_*/ [quickstart: dataset; others: dataset/PROFILE]")
+    parser.add_argument(
+        "--data_dir", type=Path, help="holds mmlu/, quickstart_*/ [quickstart: dataset; others: dataset/PROFILE]"
+    )
     parser.add_argument("--corpus", type=Path, help="where the passages go [indexes/PROFILE/corpus.jsonl]")
     parser.add_argument("--seed", type=int, default=42, help="of every choice [42]")
     parser.add_argument("--overwrite", action="store_true", help="build it even if it is finished")

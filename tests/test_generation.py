@@ -1,4 +1,7 @@
-from types import SimpleNamespace
+import json
+import shutil
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -192,6 +195,61 @@ def test_hf_generates_from_quantised_weights(args, kind):
     answers = generator.generate([chat(1), chat(2)])
     assert len(answers) == 2
     assert all(isinstance(answer, str) for answer in answers)
+
+
+def test_fschat_answers_as_hf_does_where_the_model_has_a_chat_template(args):
+    prompts = [chat(1), chat(2), "a completion"]
+    expected = make_generator(args).generate(prompts)
+    args.framework = "fschat"
+    assert make_generator(args).generate(prompts) == expected
+
+
+def test_fschat_writes_the_conversation_of_models_without_a_chat_template(args, tmp_path):
+    folder = shutil.copytree(args.model_path, tmp_path / "vicuna-7b-v1.5")
+    (folder / "chat_template.jinja").unlink()
+    args.framework, args.model_path = "fschat", str(folder)
+    generator = make_generator(args)
+    ids = generator._ids(chat(2))
+    assert generator.tokenizer.decode(ids) == "[CLS] be brief be brief user : question 2 assistant :"
+    assert len(generator.generate([chat(2)])) == 1
+
+
+def test_fschat_runs_no_code_of_the_model(args, tmp_path):
+    folder = shutil.copytree(args.model_path, tmp_path / "own-code")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    args.framework, args.model_path = "fschat", str(folder)
+    with pytest.raises(UsageError, match="brings its own code"):
+        make_generator(args)
+
+
+def test_vllm_is_asked_for_greedy_answers_to_prompts_with_one_bos(args, monkeypatch):
+    """The contract with vLLM's documented interface; the library itself needs a GPU."""
+    made, sampled = {}, {}
+
+    class Engine:
+        def __init__(self, model, **settings):
+            made.update(settings, model=model)
+
+        def generate(self, inputs, sampling):
+            made.setdefault("inputs", []).extend(inputs)
+            return [SimpleNamespace(outputs=[SimpleNamespace(text=f" answer {i} ")]) for i in range(len(inputs))]
+
+    fake = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = Engine, lambda **settings: sampled.update(settings)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    args.framework, args.stop = "vllm", ["\n"]
+    prompts = [chat(1), "plain", chat(2)]
+    generator = make_generator(args)
+    assert generator.generate(prompts) == ["answer 0", "answer 1", "answer 2"]
+    assert made["max_model_len"] == args.max_input_tokens + args.max_tokens
+    assert (sampled["temperature"], sampled["max_tokens"], sampled["stop"]) == (0, args.max_tokens, ["\n"])
+    for asked, prompt in zip(made["inputs"], prompts, strict=True):
+        assert asked == {"prompt_token_ids": token_ids(generator.tokenizer, prompt)}
+        assert asked["prompt_token_ids"].count(generator.tokenizer.bos_token_id) == 1
+    assert generator.generate(prompts) == ["answer 0", "answer 1", "answer 2"]
+    assert len(made["inputs"]) == 3
 
 
 def test_an_unknown_quantisation_is_told(args):

@@ -34,7 +34,7 @@ def test_a_run_leaves_answers_scores_and_rankings(rag, tmp_path, tiny_reranker):
         assert len(row["output"]["retrieval_result"]) == 5
         assert row["golden_answers"] == question["golden_answers"]
     printed = dict(line.split(": ") for line in (folder / "metric_score.txt").read_text().splitlines())
-    assert list(printed) == ["recall@1", "recall@5", "recall@20", "mrr", "em", "f1", "contains"]
+    assert list(printed) == ["recall@1", "recall@5", "recall@20", "mrr", "ndcg@10", "em", "f1", "contains"]
     metrics = json.loads((folder / "metrics.json").read_text())
     for name, found in metrics.items():
         per_question = [row["output"]["metric_score"][name] for row in rows]
@@ -59,9 +59,42 @@ def test_ranking_metrics_agree_with_counting_by_hand(rag, tmp_path):
         for k in (1, 5, 20):
             assert scores[f"recall@{k}"] == float(bool(first and first <= k))
     assert 0 < sum(row["output"]["metric_score"]["recall@20"] for row in rows) < 6
-    lines = (folder / "run.trec").read_text().splitlines()
+    lines = (folder / "retrieval.trec").read_text().splitlines()
     assert len(lines) == 6 * 20
     assert lines[0].split()[0] == "q0"
+    assert not (folder / "rerank.trec").exists()
+
+
+def test_trec_files_give_an_evaluator_the_reported_values(rag, tmp_path, tiny_reranker):
+    import ir_measures
+
+    assert rag(f"--rerank_model_path={tiny_reranker}", "--framework=none").returncode == 0
+    folder = tmp_path / "output/own_test_BASE_none".replace("BASE", tiny_reranker.name)
+    qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels.trec")))
+    reported = json.loads((folder / "metrics.json").read_text())
+    assert "em" not in reported
+    measures = {"mrr": ir_measures.RR, "ndcg@10": ir_measures.nDCG @ 10, "recall@5": ir_measures.Success @ 5}
+    run = list(ir_measures.read_trec_run(str(folder / "rerank.trec")))
+    found = ir_measures.calc_aggregate(measures.values(), qrels, run)
+    for name, measure in measures.items():
+        assert reported[name]["mean"] == pytest.approx(found[measure]), name
+    before = list(ir_measures.read_trec_run(str(folder / "retrieval.trec")))
+    assert {(line.query_id, line.doc_id) for line in before} == {(line.query_id, line.doc_id) for line in run}
+    rows = json.loads((folder / "intermediate_data.json").read_text())
+    assert all("pred" not in row["output"] and len(row["output"]["retrieval_result"]) == 5 for row in rows)
+
+
+def test_the_oracle_puts_answers_first_and_is_never_beaten(rag, tmp_path):
+    assert rag("--framework=none").returncode == 0
+    assert rag("--framework=none", "--rerank_model_name=oracle").returncode == 0
+    plain, oracle = (
+        json.loads((tmp_path / f"output/own_test_{name}_none/metrics.json").read_text()) for name in ("none", "oracle")
+    )
+    assert oracle["recall@1"] == oracle["recall@20"] == plain["recall@20"]
+    assert oracle["mrr"]["mean"] == oracle["recall@20"]["mean"] > plain["mrr"]["mean"]
+    assert oracle["ndcg@10"]["mean"] == oracle["mrr"]["mean"]
+    rows = (tmp_path / "output/own_test_oracle_none/rerank.trec").read_text().splitlines()
+    assert len(rows) == 6 * 20
 
 
 def test_another_reranker_does_not_retrieve_again_and_a_finished_run_is_said(rag, tmp_path, tiny_reranker):
@@ -107,7 +140,10 @@ def test_letters_are_graded_as_letters(rag, tmp_path, run_script):
         (["--dataset", "none"], "dataset/none/test.jsonl is missing"),
         (["--rerank_model_name", "bge-reranker"], "needs --rerank_model_path"),
         (["--rerank_model_path", "nobody/nothing"], "no local folder and could not be fetched"),
-        (["--framework", "tgi"], "--framework 'tgi' is none of openai, hf, vllm"),
+        (["--framework", "tgi"], "--framework 'tgi' is none of openai, hf, vllm, fschat, none"),
+        (["--framework", "none", "--retrieval_topk", "0"], "--framework none measures rankings"),
+        (["--rerank_model_name", "oracle", "--answer_type", "letter"], "a letter is in all of them"),
+        (["--rerank_model_name", "oracle", "--rerank_model_path", "x"], "oracle goes without --rerank_model_path"),
         (["--answer_type", "number"], "neither text nor letter"),
         (["--device", "tpu"], "none of auto, cpu, cuda"),
         (["--device", "cuda"], "torch sees no GPU"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from tqdm import tqdm
 
 from utils.answers import prepare
 from utils.config import UsageError
-from utils.devices import usable_cores
 from utils.files import Row, parse_row
+from utils.parallel import map_chunks
 from utils.rows import Passage, Question
 
 PASSAGES_A_TASK = 2_000
@@ -119,15 +117,8 @@ def answers_found(answers: Iterable[str], passages: Iterable[Passage]) -> set[st
         return set()
     found: set[str] = set()
     texts = (passage.contents for passage in passages)
-    with ProcessPoolExecutor(usable_cores(), initializer=_build, initargs=(list(forms),)) as pool:
-        # A window of tasks: map() would read the whole corpus ahead.
-        window = []
-        while chunk := list(islice(texts, PASSAGES_A_TASK)):
-            window.append(pool.submit(_search, chunk))
-            if len(window) > 4 * usable_cores():
-                found |= window.pop(0).result()
-        for task in window:
-            found |= task.result()
+    for part in map_chunks(_search, texts, PASSAGES_A_TASK, _build, (list(forms),)):
+        found |= part
     return {answer for form in found for answer in forms[form]}
 
 

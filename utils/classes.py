@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from utils.manifest import Phase, digest, fingerprint
 from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
 from utils.passages import PassageTexts, passages_path
 from utils.rows import Candidates, Question
+from utils.trec import write_qrels, write_run
 
 RERANK_CHUNK = 64  # questions between two savings of progress
 RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
 NO_RERANKER = "none"
+ORACLE = "oracle"
+NO_GENERATOR = "none"
 
 
 class RagPipeline:
@@ -42,6 +45,11 @@ class RagPipeline:
         self.questions, self.args = questions, args
         self.stages = Path(args.save_dir) / "stages"
         self.facts: dict[str, Any] = {}
+        letters = args.answer_type == "letter"
+        if letters and reranker_name(args) == ORACLE:
+            raise UsageError("--rerank_model_name oracle looks for answers in passages; a letter is in all of them")
+        if args.framework == NO_GENERATOR and (letters or args.retrieval_topk == 0):
+            raise UsageError("--framework none measures rankings: it needs --answer_type text and retrieval")
 
     def retrieve(self) -> Path | None:
         """Candidates of every question, ``retrieval_topk`` each; None for the closed-book baseline."""
@@ -60,8 +68,11 @@ class RagPipeline:
     def rerank(self, retrieved: Path) -> Path:
         """The same candidates in the reranker's order with its scores; the retrieval file itself without one."""
         args = self.args
-        if args.rerank_model_path is None:
+        name = reranker_name(args)
+        if name == NO_RERANKER:
             return retrieved
+        if name == ORACLE:
+            return self._oracle(retrieved)
         settings = settings_of(args, *RERANK_SETTINGS)
         key = digest([fingerprint(retrieved), fingerprint(args.rerank_model_path), settings])
         output = self.stages / f"rerank_{args.dataset}_{args.split}_{key}.jsonl"
@@ -89,6 +100,16 @@ class RagPipeline:
             journal.delete()
         return output
 
+    def _oracle(self, retrieved: Path) -> Path:
+        """Passages with an answer first, each half in the retriever's order: the most a reranker could do."""
+        output = retrieved.with_name(retrieved.name.replace("retrieve_", "oracle_"))
+        phase = Phase(output, [retrieved], {})
+        if not phase.is_done(self.args.overwrite):
+            candidates = read_rows(retrieved, Candidates)
+            qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
+            phase.finish(write_lines(output, (_answers_first(row, qrels[row.id]) for row in candidates)))
+        return output
+
     def generate(self, passages: Sequence[list[str]]) -> list[str]:
         """One answer a question from its first ``rerank_topk`` passages.
 
@@ -113,50 +134,47 @@ class RagPipeline:
         """All stages; writes the run's folder and returns its metrics.
 
         The folder holds ``intermediate_data.json`` (FlashRAG's layout), ``metric_score.txt``,
-        ``metrics.json`` with intervals, and ``run.trec`` and ``qrels.trec`` of the candidates.
+        ``metrics.json`` with intervals, and the stages' rankings with their judgements in TREC's formats.
         """
         retrieved = self.retrieve()
         release_memory()
         ranked = self.rerank(retrieved) if retrieved else None
         release_memory()
         rows: list[dict[str, Any]] = [row.model_dump(exclude_none=True) for row in self.questions]
+        kept: list[list[str]] = [[] for _ in rows]
         texts: list[list[str]] = [[] for _ in rows]
         scores: dict[str, list[float]] = {}
         if retrieved and ranked:
-            candidates = read_rows(ranked, Candidates)
             store = PassageTexts(passages_path(retrieved))
-            texts = [[store[pid] for pid in row.passage_ids[: self.args.rerank_topk]] for row in candidates]
+            kept = [row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates)]
+            texts = [[store[pid] for pid in ids] for ids in kept]
             if self.args.answer_type == "text":
-                scores |= self._rank_quality(candidates, store, output)
-        answers = self.generate(texts)
-        gold = [row.golden_answers for row in self.questions]
-        measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
-        scores |= measure(answers, gold)
+                scores |= self._rank_quality(retrieved, ranked, store, output)
+        answers: list[str] | None = None
+        if self.args.framework != NO_GENERATOR:
+            answers = self.generate(texts)
+            measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
+            scores |= measure(answers, [row.golden_answers for row in self.questions])
         for i, row in enumerate(rows):
-            kept = candidates[i].passage_ids[: self.args.rerank_topk] if ranked else []
             row["output"] = {
-                "retrieval_result": [{"id": pid, "contents": text} for pid, text in zip(kept, texts[i], strict=True)],
-                "pred": answers[i],
+                "retrieval_result": [
+                    {"id": pid, "contents": text} for pid, text in zip(kept[i], texts[i], strict=True)
+                ],
+                **({"pred": answers[i]} if answers else {}),
                 "metric_score": {name: values[i] for name, values in scores.items()},
             }
         return self._save(rows, scores, output)
 
-    def _rank_quality(self, candidates: list[Candidates], store: PassageTexts, output: Path) -> dict[str, list[float]]:
-        # Ranks in place of scores: evaluators break ties between equal scores by passage id.
-        run = {row.id: {pid: -float(rank) for rank, pid in enumerate(row.passage_ids)} for row in candidates}
-        needed = {pid: store[pid] for row in candidates for pid in row.passage_ids}
-        answers = {row.id: row.golden_answers for row in candidates}
-        qrels = relevance(run, needed, answers)
-        with atomic(output / "run.trec") as handle:
-            for row in candidates:
-                for rank, (pid, score) in enumerate(zip(row.passage_ids, row.scores, strict=True), 1):
-                    handle.write(f"{_word(row.id)} Q0 {_word(pid)} {rank} {score} radio\n".encode())
-        with atomic(output / "qrels.trec") as handle:
-            for query, judged in qrels.items():
-                for pid, label in judged.items():
-                    handle.write(f"{_word(query)} 0 {_word(pid)} {label}\n".encode())
+    def _rank_quality(self, retrieved: Path, ranked: Path, store: PassageTexts, output: Path) -> dict[str, list[float]]:
+        candidates = read_rows(retrieved, Candidates)
+        qrels = relevance(candidates, store)
+        write_qrels(output / "qrels.trec", qrels)
+        write_run(output / "retrieval.trec", candidates, self.args.retrieval_method)
+        if ranked != retrieved:
+            candidates = read_rows(ranked, Candidates)
+            write_run(output / "rerank.trec", candidates, reranker_name(self.args))
         cutoffs = sorted({1, self.args.rerank_topk, self.args.retrieval_topk})
-        return ranking_metrics(qrels, run, cutoffs)
+        return ranking_metrics(qrels, {row.id: row.passage_ids for row in candidates}, cutoffs)
 
     def _save(self, rows: list[dict[str, Any]], scores: dict[str, list[float]], output: Path) -> dict[str, Interval]:
         summary = {name: bootstrap(values, self.args.seed) for name, values in scores.items()}
@@ -173,21 +191,30 @@ def reranker_name(args: argparse.Namespace) -> str:
     """The reranker's name in tables and folders: as given, else the model folder's, else ``none``.
 
     Raises:
-        UsageError: a name that is no model's and no path to go with it.
+        UsageError: a name that is no model's and no path to go with it, or a path under a reserved name.
     """
     if args.rerank_model_path is None:
-        if args.rerank_model_name not in (None, NO_RERANKER):
+        if args.rerank_model_name not in (None, NO_RERANKER, ORACLE):
             raise UsageError(
                 f"--rerank_model_name {args.rerank_model_name} needs --rerank_model_path (folder or hub id); "
                 "leave both out to keep the retriever's order"
             )
-        return NO_RERANKER
+        return args.rerank_model_name or NO_RERANKER
+    if args.rerank_model_name in (NO_RERANKER, ORACLE):
+        raise UsageError(f"--rerank_model_name {args.rerank_model_name} goes without --rerank_model_path")
     return args.rerank_model_name or Path(args.rerank_model_path).name
 
 
-def _word(name: str) -> str:
-    """An id as TREC's files need it: they separate columns by blanks."""
-    return "_".join(name.split())
+def generator_name(args: argparse.Namespace) -> str:
+    """The generator's name in tables and folders; ``none`` where nothing is generated."""
+    if args.framework == NO_GENERATOR:
+        return NO_GENERATOR
+    return args.openai_model if args.framework == "openai" else Path(args.model_path).name
+
+
+def _answers_first(row: Candidates, labels: Mapping[str, int]) -> Candidates:
+    order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
+    return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
 
 
 def release_memory() -> None:

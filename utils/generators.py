@@ -1,4 +1,4 @@
-"""Generators: prompts in, greedy answers out, through an API server, transformers, or vLLM."""
+"""Generators: prompts in, greedy answers out, through an API server, transformers, FastChat, or vLLM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from utils.config import UsageError
-from utils.devices import local_model
+from utils.devices import local_model, torch_device
 from utils.files import file_name
 from utils.journal import Journal, in_chunks, resume
 from utils.llm import Server, ask_all, request
@@ -123,22 +123,28 @@ class HFGenerator(LocalGenerator):
     """A causal model through transformers: left-padded, longest prompts first, no logits kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from transformers import AutoModelForCausalLM
-
         super().__init__(args)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        quantised = quantisation(args.quantization)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype="auto", device_map="auto", quantization_config=quantised
-        ).eval()
+        self.model: Any = self._load(args).eval()
         self._batch_size, self._max_tokens, self._stop = args.generator_batch_size, args.max_tokens, args.stop
         self.chunk = 8 * args.generator_batch_size
+
+    def _load(self, args: argparse.Namespace) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        quantised = quantisation(args.quantization)
+        return AutoModelForCausalLM.from_pretrained(
+            self.path, dtype="auto", device_map="auto", quantization_config=quantised
+        )
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return token_ids(self.tokenizer, prompt)
 
     def _answer(self, prompts: list[Prompt]) -> list[str]:
         import torch
 
-        encoded = [token_ids(self.tokenizer, prompt) for prompt in prompts]
+        encoded = [self._ids(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
         answers = [""] * len(prompts)
         stopping = {"stop_strings": self._stop, "tokenizer": self.tokenizer} if self._stop else {}
@@ -161,6 +167,45 @@ class HFGenerator(LocalGenerator):
             for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = cut_at(text, self._stop).strip()
         return answers
+
+
+class FastChatGenerator(HFGenerator):
+    """A causal model that FastChat's adapters load, as FlashRAG's ``fschat`` does.
+
+    It is for models older than chat templates (Vicuna and its relatives): where the tokenizer has none,
+    FastChat's conversation template for the model's name writes the prompt.
+    """
+
+    def _load(self, args: argparse.Namespace) -> Any:
+        import torch
+        from transformers import PretrainedConfig
+
+        try:
+            from fastchat.model import load_model
+        except ImportError as error:
+            raise UsageError(f"--framework fschat needs FastChat ({error}): pip install fschat==0.2.36") from None
+        if args.quantization != "none":
+            raise UsageError("--quantization is for --framework hf")
+        if "auto_map" in PretrainedConfig.get_config_dict(self.path)[0]:
+            raise UsageError(f"{args.model_path} brings its own code, which FastChat would run; use --framework hf")
+        gpus = torch.cuda.device_count()
+        model, _ = load_model(self.path, device=torch_device(), num_gpus=max(1, gpus))
+        return model
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str) or self.tokenizer.chat_template is not None:
+            return super()._ids(prompt)
+        from fastchat.model import get_conversation_template
+
+        conversation = get_conversation_template(self.name)
+        for message in prompt:
+            if message["role"] == "system":
+                conversation.set_system_message(message["content"])
+            else:
+                conversation.append_message(conversation.roles[0], message["content"])
+        conversation.append_message(conversation.roles[1], None)
+        # The tokenizer adds the BOS, of which FastChat's templates know nothing.
+        return self.tokenizer(conversation.get_prompt())["input_ids"]
 
 
 class VLLMGenerator(LocalGenerator):
@@ -200,6 +245,7 @@ FRAMEWORKS: dict[str, Callable[[argparse.Namespace], Generator]] = {
     "openai": OpenAIGenerator,
     "hf": HFGenerator,
     "vllm": VLLMGenerator,
+    "fschat": FastChatGenerator,
 }
 
 
@@ -210,7 +256,7 @@ def make_generator(args: argparse.Namespace) -> Generator:
         UsageError: unknown framework, missing library, or missing model.
     """
     if args.framework not in FRAMEWORKS:
-        raise UsageError(f"--framework {args.framework!r} is none of {', '.join(FRAMEWORKS)}")
+        raise UsageError(f"--framework {args.framework!r} is none of {', '.join(FRAMEWORKS)}, none")
     return FRAMEWORKS[args.framework](args)
 
 
