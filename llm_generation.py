@@ -63,7 +63,7 @@ def main() -> int:
         )
         return 1
     write_lines(output, rows)
-    phase.finish(len(rows), {"questions without a rationale": len(failed)})
+    phase.finish(len(rows), {"questions without a rationale": len(failed)}, facts=outcome.usage())
     return 0
 
 

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke|small] [--dry_run] [--only_install]
+# The whole method, phase by phase:   bash reproduce.sh [--profile quickstart|smoke|small] [--dry_run]
+#   --only_install stops after step 1, --only_data after step 4
 # Finished phases say so and are skipped; a stopped run goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-profile=quickstart dry_run='' only_install=''
+profile=quickstart dry_run='' only_install='' only_data=''
 while [ $# -gt 0 ]; do
   case $1 in
     --profile) profile=$2; shift 2 ;;
     --profile=*) profile=${1#*=}; shift ;;
     --dry_run) dry_run=yes; shift ;;
     --only_install) only_install=yes; shift ;;
-    *) sed -n '2,3s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
+    --only_data) only_data=yes; shift ;;
+    *) sed -n '2,4s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
   esac
 done
 case $profile in
@@ -58,6 +60,8 @@ run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/mo
   --train_data "$data/quickstart_base/FinetuneDataset_for_flagembedding.jsonl" --output_dir "${checkpoints}_base" \
   --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4 --gradient_accumulation_steps $base_accumulation
 
+[ -z "$only_data" ] || exit 0
+
 # 5. LLM: SmolLM2 behind llama.cpp's OpenAI-compatible server, on loopback, as long as this script runs.
 url_file=$output/server.url
 if [ -z "$dry_run" ]; then
@@ -80,18 +84,5 @@ run "$python" dataset_generation.py $config --phase generate_dataset --method re
 run "$python" score_cache_to_dataset.py $config
 run sh run_finetune.sh $config
 
-# 7. RAG without a reranker, with the base reranker, and with RADIO's.
-for task in $profile ${profile}_mmlu; do
-  rag="run_rag.py --config profiles/$task.yaml --base_url $base_url"
-  run "$python" $rag --run_name "${task}_none"
-  for reranker in base radio; do
-    run "$python" $rag --run_name "${task}_$reranker" \
-      --rerank_model_path "${checkpoints}_$reranker" --rerank_model_name $reranker
-  done
-done
-for condition in none base radio; do
-  run "$python" mmlu_evaluation.py --run "$output/${profile}_mmlu_$condition"
-done
-
-# 8. The table.
-run "$python" -m quickstart.table --profile "$profile"
+# 7. RAG in the retriever's order, with the base reranker and with RADIO's: run_rag.py for each, and the table.
+run "$python" paper_tables.py --profile "$profile" --tables main --run --prepared --base_url "$base_url"

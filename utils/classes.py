@@ -128,7 +128,9 @@ class RagPipeline:
         self.facts["prompts with trimmed passages"] = prompt.trimmed
         if prompt.trimmed:
             print(f"passages were trimmed in {prompt.trimmed} of {len(prompts)} prompts (--max_input_tokens)")
-        return generator.generate(prompts)
+        answers = generator.generate(prompts)
+        self.facts |= generator.facts
+        return answers
 
     def run(self, output: Path) -> dict[str, Interval]:
         """All stages; writes the run's folder and returns its metrics.
@@ -145,6 +147,7 @@ class RagPipeline:
         texts: list[list[str]] = [[] for _ in rows]
         scores: dict[str, list[float]] = {}
         if retrieved and ranked:
+            self.facts["stages"] = {"retrieval": str(retrieved), "reranking": str(ranked)}
             store = PassageTexts(passages_path(retrieved))
             kept = [row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates)]
             texts = [[store[pid] for pid in ids] for ids in kept]

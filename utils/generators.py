@@ -26,6 +26,8 @@ class Generator(Protocol):
     """What a RAG run needs of an LLM."""
 
     name: str
+    facts: dict[str, Any]
+    """What the run's manifest should tell: tokens, if they are known."""
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, or a cautious estimate."""
@@ -46,6 +48,7 @@ class OpenAIGenerator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.name = args.openai_model
+        self.facts: dict[str, Any] = {}
         self._args = args
         self._server = Server(args.base_url, args.api_key, args.timeout, args.max_retries, args.concurrency)
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}.journal.jsonl"
@@ -73,6 +76,7 @@ class OpenAIGenerator:
                 f"{len(outcome.failures)} of {len(prompts)} requests failed ({'; '.join(reasons[:3])}); "
                 "run the same command again to ask only these"
             )
+        self.facts = outcome.usage()
         return [outcome.answers[item.key]["text"].strip() for item in requests]
 
 
@@ -90,6 +94,7 @@ class LocalGenerator(ABC):
         from transformers import AutoTokenizer
 
         self.name = Path(args.model_path).name
+        self.facts: dict[str, Any] = {}
         self.path = local_model(args.model_path)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, on scipy."""
+"""Means with bootstrap intervals, and paired differences tested by permutation, on scipy."""
 
 from __future__ import annotations
 
@@ -49,3 +49,40 @@ def bootstrap(values: Sequence[float], seed: int) -> Interval:
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high), len(data))
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int) -> tuple[Interval, float]:
+    """The mean difference over the same questions, and its two-sided p-value.
+
+    The sign of each question's difference is flipped at random: under the null hypothesis the two
+    systems are exchangeable question by question (paired permutation test).
+
+    Args:
+        values: one score a question.
+        baseline: the other system's, of the same questions in the same order.
+        seed: of resampling and permutation.
+    """
+    import numpy as np
+    from scipy import stats
+
+    difference = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
+    interval = bootstrap(difference.tolist(), seed)
+    if not difference.any():
+        return interval, 1.0
+    test = stats.permutation_test(
+        (difference,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES - 1,
+        batch=max(1, DRAWS_AT_ONCE // len(difference)),
+        rng=np.random.default_rng(seed),
+    )
+    return interval, float(test.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment: the chance of any false discovery in the family stays below the level."""
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []

@@ -39,6 +39,11 @@ class Outcome:
     asked: int = 0
     tokens: int = 0
 
+    def usage(self) -> dict[str, int]:
+        """Tokens of all answers, those of earlier calls included."""
+        kinds = ("prompt_tokens", "completion_tokens")
+        return {kind: sum(answer[kind] for answer in self.answers.values()) for kind in kinds}
+
 
 @dataclass(frozen=True)
 class Server:

@@ -1,0 +1,178 @@
+"use strict";
+// Everything that comes out of a model or a corpus goes through textContent, never through innerHTML.
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const PAGE = 100;
+let shown = [];
+let outcomeSelects = [];
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  if (text !== undefined && text !== null) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function option(select, value, text) {
+  const made = element("option", text);
+  made.value = value;
+  select.append(made);
+}
+
+function currentView() {
+  return data.views[at("view").value];
+}
+
+function searchable(view, question) {
+  if (question.haystack === undefined) {
+    const parts = [question.id, question.question, ...question.answers, question.rationale || ""];
+    if (view.kind === "test") {
+      for (const run of Object.values(question.runs)) parts.push(run.pred || "");
+    }
+    const ids = view.kind === "test"
+      ? Object.values(question.runs).flatMap((run) => run.ranking.map(([id]) => id))
+      : question.passages.map((passage) => passage.id);
+    for (const id of new Set(ids)) parts.push(data.passages[id]);
+    question.haystack = parts.join("\n").toLowerCase();
+  }
+  return question.haystack;
+}
+
+function matches(view, question, words) {
+  const text = searchable(view, question);
+  if (!words.every((word) => text.includes(word))) return false;
+  return outcomeSelects.every(({ run, select }) => {
+    if (select.value === "any") return true;
+    const outcome = question.runs[run];
+    return outcome !== undefined && outcome.right === (select.value === "right");
+  });
+}
+
+function setView() {
+  const view = currentView();
+  at("outcomes").replaceChildren();
+  outcomeSelects = [];
+  for (const [run, name] of view.kind === "test" ? Object.entries(view.runs) : []) {
+    if (!view.questions.some((question) => question.runs[run] && question.runs[run].right !== null)) continue;
+    const label = element("label", `${name} `);
+    const select = element("select");
+    select.dataset.run = run;
+    for (const value of ["any", "right", "wrong"]) option(select, value, value);
+    select.addEventListener("change", update);
+    label.append(select);
+    at("outcomes").append(label);
+    outcomeSelects.push({ run, select });
+  }
+  update();
+}
+
+function update() {
+  const view = currentView();
+  const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  shown = view.questions.filter((question) => matches(view, question, words));
+  at("count").textContent = `${shown.length} of ${view.questions.length} questions`;
+  at("list").replaceChildren();
+  more(0);
+  if (shown.length) open(shown[0]);
+  else at("detail").replaceChildren(element("p", "No question matches."));
+}
+
+function more(start) {
+  for (const question of shown.slice(start, start + PAGE)) {
+    const item = element("li");
+    const button = element("button", question.question);
+    button.addEventListener("click", () => open(question));
+    question.button = button;
+    item.append(button);
+    at("list").append(item);
+  }
+  if (shown.length > start + PAGE) {
+    const item = element("li");
+    const button = element("button", `${shown.length - start - PAGE} more`);
+    button.addEventListener("click", () => { item.remove(); more(start + PAGE); });
+    item.append(button);
+    at("list").append(item);
+  }
+}
+
+function open(question) {
+  for (const button of at("list").querySelectorAll("[aria-current]")) button.removeAttribute("aria-current");
+  if (question.button) question.button.setAttribute("aria-current", "true");
+  const detail = at("detail");
+  detail.replaceChildren(element("h3", question.question));
+  detail.append(element("p", `Gold answers: ${question.answers.join(" | ")}`));
+  detail.append(...(currentView().kind === "test" ? testDetail(question) : trainingDetail(question)));
+  detail.scrollTop = 0;
+}
+
+function table(heads, rows) {
+  const made = element("table");
+  const head = made.createTHead().insertRow();
+  for (const text of heads) {
+    const cell = element("th", text, text === "passage" || text === "condition" || text === "answer" ? "text" : "");
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const body = made.createTBody();
+  for (const { cells, className } of rows) {
+    const row = body.insertRow();
+    if (className) row.className = className;
+    for (const cell of cells) {
+      const place = row.insertCell();
+      if (cell instanceof Node) { place.append(cell); place.className = "text"; } else { place.textContent = cell; }
+    }
+  }
+  const wide = element("div", undefined, "wide");
+  wide.append(made);
+  return wide;
+}
+
+function passage(id) {
+  const [title, ...rest] = data.passages[id].split("\n");
+  const made = element("details");
+  made.append(element("summary", title || id), element("p", rest.join("\n")), element("small", `id ${id}`));
+  return made;
+}
+
+function testDetail(question) {
+  const runs = Object.entries(currentView().runs).filter(([run]) => question.runs[run]);
+  const parts = [];
+  const answered = runs.filter(([run]) => question.runs[run].pred !== null);
+  if (answered.length) {
+    parts.push(element("h4", "Answers"));
+    parts.push(table(["condition", "answer", "F1"], answered.map(([run, name]) => {
+      const { pred, right, f1 } = question.runs[run];
+      const verdict = element("span", `${right ? "\u2713" : "\u2717"} ${pred}`, right ? "right" : "wrong");
+      return { cells: [element("span", name), verdict, f1 === null ? "" : f1.toFixed(2)] };
+    })));
+  }
+  const ranked = runs.filter(([run]) => question.runs[run].ranking.length);
+  if (ranked.length) {
+    const relevant = new Set(question.relevant);
+    const places = ranked.map(([run]) => new Map(question.runs[run].ranking.map(([id, score], i) => [id, [i + 1, score]])));
+    parts.push(element("h4", "Passages: rank (score) by condition; marked ones contain an answer"));
+    parts.push(table(["passage", ...ranked.map(([, name]) => name)], question.runs[ranked[0][0]].ranking.map(([id]) => ({
+      className: relevant.has(id) ? "answer" : "",
+      cells: [passage(id), ...places.map((place) => place.has(id) ? `${place.get(id)[0]} (${place.get(id)[1]})` : "")],
+    }))));
+  }
+  return parts;
+}
+
+function trainingDetail(question) {
+  const heads = ["passage", "fused rank", "fused", "rationale rank", "rationale", "retrieval rank", "retrieval", "role"];
+  return [
+    element("h4", "Rationale"), element("p", question.rationale),
+    element("h4", "Passages by fused score; marked ones contain an answer"),
+    table(heads, question.passages.map((p) => ({
+      className: p.answer ? "answer" : "",
+      cells: [passage(p.id), p.ranks[2], p.fused, p.ranks[1], p.rationale, p.ranks[0], p.retrieval, p.role],
+    }))),
+  ];
+}
+
+data.views.forEach((view, i) => option(at("view"), i, view.name));
+at("view").addEventListener("change", setView);
+at("search").addEventListener("input", update);
+if (data.views.length) setView();
+else at("detail").append(element("p", "No finished run to explore."));

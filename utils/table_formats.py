@@ -1,0 +1,112 @@
+"""Filled tables as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.experiment import Run, label
+from utils.tables import LEVEL, Cell, FilledTable
+
+
+def markdown(table: FilledTable) -> str:
+    """The table for a README: ``.123 [.1, .2]``, an asterisk where a difference to the baseline is significant."""
+    header = [*table.label_names, *column_heads(table)]
+    lines = [f"**{table.caption}**", "", _line(header), "|---" * len(header) + "|"]
+    for row in table.rows:
+        lines.append(_line([*row.labels, *(_shown(cell) for cell in row.cells)]))
+    return "\n".join([*lines, "", note(table)]) + "\n"
+
+
+def note(table: FilledTable) -> str:
+    """What the numbers are, under a table."""
+    text = "Mean and 95 % bootstrap interval over questions."
+    if any(cell.p is not None for cell in table.cells):
+        text += (
+            f" * differs from {label(table.baseline)} with the same generator and reranker: paired permutation test, "
+            f"p < {LEVEL:g} after Holm's correction over the table."
+        )
+    return text
+
+
+def latex(table: FilledTable) -> str:
+    """The table with booktabs; numbers in percent."""
+    heads = [*table.label_names, *column_heads(table)]
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_tex(table.caption)}. {_tex(note(table))}}}",
+        rf"\begin{{tabular}}{{{'l' * len(table.label_names)}{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(map(_tex, heads)) + r" \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        cells = [_tex_cell(cell) for cell in row.cells]
+        lines.append(" & ".join([*map(_tex, row.labels), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+CSV_COLUMNS = (
+    "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n",
+    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "run",
+)  # fmt: skip
+
+
+def csv_rows(table: FilledTable, folder: Callable[[Run], Path]) -> list[list[Any]]:
+    """Everything known of each cell, a row a cell, in the order of `CSV_COLUMNS`."""
+    rows = []
+    for cell in table.cells:
+        run, found, gap = cell.run, cell.found, cell.difference
+        rows.append(
+            [
+                table.name, run.task, run.generator, run.reranker, cell.condition, cell.metric,
+                *((found.mean, found.low, found.high, found.n) if found else (None,) * 4),
+                table.baseline if gap else None,
+                *((gap.mean, gap.low, gap.high) if gap else (None,) * 3),
+                cell.p_raw, cell.p, folder(run),
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def column_heads(table: FilledTable) -> list[str]:
+    """``task metric, n = 60``: the n of all rows, or each that occurs."""
+    heads = []
+    for i, (task, metric) in enumerate(table.columns):
+        counts = sorted({found.n for row in table.rows if (found := row.cells[i].found)})
+        heads.append(f"{task} {metric}" + (f", n = {'/'.join(map(str, counts))}" if counts else ""))
+    return heads
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _shown(cell: Cell) -> str:
+    if cell.found is None:
+        return "-"
+    shown = decimals(cell.found.mean) + ("*" if cell.significant else "")
+    if cell.found.low is None or cell.found.high is None:
+        return shown
+    return f"{shown} [{decimals(cell.found.low)}, {decimals(cell.found.high)}]"
+
+
+def decimals(value: float) -> str:
+    """``.123``, the leading zero left out."""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+
+
+def _tex_cell(cell: Cell) -> str:
+    if cell.found is None:
+        return "--"
+    mark = "$^*$" if cell.significant else ""
+    if cell.found.low is None or cell.found.high is None:
+        return f"{100 * cell.found.mean:.1f}{mark}"
+    return (
+        f"{100 * cell.found.mean:.1f}{mark} {{\\scriptsize [{100 * cell.found.low:.1f}, {100 * cell.found.high:.1f}]}}"
+    )
+
+
+def _tex(text: str) -> str:
+    return "".join({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "<": "$<$"}.get(c, c) for c in text)

@@ -1,0 +1,161 @@
+"""Tables of an experiment: means, intervals and tested differences, out of the runs' per-question scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from utils.experiment import Plan, Run, Table, label
+from utils.intervals import Interval, bootstrap, holm, paired_difference
+from utils.mmlu import CATEGORIES, category_of
+
+LEVEL = 0.05
+
+
+class RunResults:
+    """Per-question results of one run.
+
+    Args:
+        folder: as ``run_rag.py`` left it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """FlashRAG's rows, in the order of the questions."""
+        return orjson.loads((self.folder / "intermediate_data.json").read_bytes())
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What made the run."""
+        return orjson.loads((self.folder / "intermediate_data.json.manifest.json").read_bytes())
+
+    def values(self, metric: str) -> dict[str, float]:
+        """Question id -> score; empty if the run has no such metric. A category's is EM over its questions."""
+        if metric in CATEGORIES:
+            subjects = {row["id"]: (row.get("metadata") or {}).get("subject") for row in self.rows}
+            rows = [row for row in self.rows if (s := subjects[row["id"]]) and category_of(s) == metric]
+            metric = "em"
+        else:
+            rows = self.rows
+        scores = {row["id"]: row["output"]["metric_score"].get(metric) for row in rows}
+        return {key: value for key, value in scores.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table, with what it is compared to. ``p`` is Holm-adjusted over the table."""
+
+    run: Run
+    condition: str
+    metric: str
+    found: Interval | None = None
+    difference: Interval | None = None
+    p_raw: float | None = None
+    p: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference survives the correction."""
+        return self.p is not None and self.p < LEVEL
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row: its labels, and one cell a column."""
+
+    labels: tuple[str, ...]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    """A table with its numbers."""
+
+    name: str
+    caption: str
+    baseline: str
+    label_names: tuple[str, ...]
+    columns: list[tuple[str, str]]
+    rows: list[TableRow]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, row by row."""
+        return [cell for row in self.rows for cell in row.cells]
+
+
+class Results:
+    """All finished runs of a plan.
+
+    Args:
+        plan: of the experiment.
+        seed: of intervals and tests.
+    """
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
+        self._runs: dict[Run, RunResults] = {}
+
+    def of(self, run: Run) -> RunResults | None:
+        """The run's results, or None if it was not made."""
+        if run not in self._runs:
+            folder = self.plan.folder(run)
+            if not (folder / "intermediate_data.json.manifest.json").exists():
+                return None
+            self._runs[run] = RunResults(folder)
+        return self._runs[run]
+
+    def mean(self, run: Run, metric: str) -> float | None:
+        """A run's mean."""
+        results = self.of(run)
+        values = list(results.values(metric).values()) if results else []
+        return sum(values) / len(values) if values else None
+
+    def fill(self, name: str, table: Table) -> FilledTable:
+        """Compute a table; cells of runs that were not made stay empty."""
+        columns = [(task, metric) for task in table.tasks for metric in table.metrics]
+        columns = [(task, metric) for task, metric in columns if self._has(table, task, metric)]
+        names = [part for part in ("generator", "reranker") if len(getattr(table, f"{part}s")) > 1]
+        rows = []
+        for generator, reranker in self.plan.row_groups(table):
+            group = {"generator": generator, "reranker": reranker}
+            for condition in table.conditions:
+                cells = [self._cell(table, task, metric, generator, reranker, condition) for task, metric in columns]
+                rows.append(TableRow((*(group[part] for part in names), label(condition)), cells))
+        return _adjusted(FilledTable(name, table.caption, table.baseline, (*names, "condition"), columns, rows))
+
+    def _has(self, table: Table, task: str, metric: str) -> bool:
+        """A metric that no run of the task has gives no column: MMLU has no F1."""
+        runs = [run for run in self.plan.runs([table]) if run.task == task]
+        made = [results for run in runs if (results := self.of(run))]
+        return not made or any(results.values(metric) for results in made)
+
+    def _cell(self, table: Table, task: str, metric: str, generator: str, reranker: str, condition: str) -> Cell:
+        run = self.plan.run(task, generator, reranker, condition)
+        base = self.plan.run(task, generator, reranker, table.baseline)
+        cell = Cell(run, condition, metric)
+        results, baseline = self.of(run), self.of(base)
+        values = results.values(metric) if results else {}
+        if not values:
+            return cell
+        cell = replace(cell, found=bootstrap(list(values.values()), self.seed))
+        against = baseline.values(metric) if baseline and run != base else {}
+        if against.keys() != values.keys():
+            return cell
+        difference, p = paired_difference([*values.values()], [against[key] for key in values], self.seed)
+        return replace(cell, difference=difference, p_raw=p)
+
+
+def _adjusted(table: FilledTable) -> FilledTable:
+    """Holm's correction over all differences of the table."""
+    tested = [cell for cell in table.cells if cell.p_raw is not None]
+    adjusted = dict(zip(map(id, tested), holm([cell.p_raw or 0.0 for cell in tested]), strict=True))
+    rows = [replace(row, cells=[replace(cell, p=adjusted.get(id(cell))) for cell in row.cells]) for row in table.rows]
+    return replace(table, rows=rows)
