@@ -71,7 +71,9 @@ def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> tuple
         mine = [run for run in runs if run.task == task]
         if mine:
             questions, texts = answered_questions(results, mine, limit)
-            views.append({"kind": "test", "name": f"{task}: test", "runs": run_labels(mine), "questions": questions})
+            views.append(
+                {"kind": "test", "name": f"{task}: test", "runs": run_labels(plan, mine), "questions": questions}
+            )
             passages |= texts
     trained = {plan.train_folder(run): run for run in reversed(runs) if run.reranker and run.condition != "base"}
     for folder, run in trained.items():
@@ -83,7 +85,7 @@ def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> tuple
 
 def shown(table: FilledTable) -> dict[str, Any]:
     """A table as the page's template wants it."""
-    from utils.table_formats import column_heads, decimals, note
+    from utils.table_formats import column_heads, decimals, note, title
 
     def cell(found: Any) -> dict[str, str]:
         if found.found is None:
@@ -97,7 +99,7 @@ def shown(table: FilledTable) -> dict[str, Any]:
         }
 
     return {
-        "caption": table.caption,
+        "caption": title(table),
         "heads": [*table.label_names, *column_heads(table)],
         "rows": [{"labels": row.labels, "cells": [cell(c) for c in row.cells]} for row in table.rows],
         "note": note(table),
@@ -108,7 +110,6 @@ def plots(
     results: Results, tables: list[FilledTable], runs: list[Run], views: list[dict[str, Any]]
 ) -> list[dict[str, str]]:
     """Captions and pictures of all plots that the finished runs allow."""
-    from utils.report.explorer import run_labels
     from utils.report.plots import category_bars, first_answer_ranks, score_distributions, weight_sweep
 
     found = [(table.caption, weight_sweep(table)) for table in tables]
@@ -117,15 +118,19 @@ def plots(
         if view["kind"] == "training":
             found.append((f"Scores of the candidates, {view['name']}", score_distributions(view["questions"])))
     for task in results.plan.experiment.tasks:
-        mine = [run for run in runs if run.task == task and run.condition != "oracle"]
-        names = run_labels(mine)
         ranks = {
-            names[run.name]: list(made.values("mrr").values())
-            for run in mine
-            if (made := results.of(run)) and made.values("mrr")
+            results.plan.label(run): list(values.values())
+            for run in main_runs(results.plan, task)
+            if run in runs and (made := results.of(run)) and (values := made.values("mrr"))
         }
         found.append((f"Rank of the first passage with an answer, {task}", first_answer_ranks(ranks)))
     return [{"caption": caption, "svg": svg} for caption, svg in found if svg]
+
+
+def main_runs(plan: Plan, task: str) -> list[Run]:
+    """The retriever's order, the base reranker and RADIO with the experiment's first generator and reranker."""
+    generator, reranker = next(iter(plan.experiment.generators)), next(iter(plan.experiment.rerankers))
+    return [plan.run(task, generator, reranker, condition) for condition in ("retriever", "base", "radio")]
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ UNRANKED: dict[str, Flags] = {
     "oracle": {"rerank_model_name": "oracle"},
 }
 # The paper's ablation, by the weight of the rationale score.
-WEIGHT_NAMES = {"retrieval_only": 0.0, "rationale_only": 1.0}
+FIXED_WEIGHTS = {"retrieval_only": 0.0, "rationale_only": 1.0}
+NAMED_WEIGHTS = (*FIXED_WEIGHTS, "radio")
 LABELS = {
     "closed_book": "no retrieval",
     "retriever": "retriever's order",
@@ -206,6 +207,11 @@ class Plan:
             path += f"_{run.reranker}"
         return path + ("" if self._has_default_weight(run) else f"_{run.condition}")
 
+    def label(self, run: Run) -> str:
+        """The run's condition in words, by the name it has in the ablation if it has one."""
+        names = {} if run.condition in LABELS else {self._weight_of(run.task, name): name for name in NAMED_WEIGHTS}
+        return label(names.get(self.weight(run), run.condition) if names else run.condition)
+
     def weight(self, run: Run) -> float:
         """The rationale score's weight in the training data of the run's reranker."""
         return float(run.condition[1:])
@@ -226,7 +232,7 @@ class Plan:
     def _weight_of(self, task: str, condition: str) -> float:
         if condition == "radio":
             return self._configs[self._trainer(task)]["fusion"]["reason_weight"]
-        return WEIGHT_NAMES[condition] if condition in WEIGHT_NAMES else float(condition[1:])
+        return FIXED_WEIGHTS[condition] if condition in FIXED_WEIGHTS else float(condition[1:])
 
     def _training(self, run: Run) -> list[Step]:
         """Rationales, candidates, scores, fusion and fine-tuning of the run's reranker."""

@@ -55,7 +55,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: 
     """The mean difference over the same questions, and its two-sided p-value.
 
     The sign of each question's difference is flipped at random: under the null hypothesis the two
-    systems are exchangeable question by question (paired permutation test).
+    systems are exchangeable question by question (paired permutation test). One question, or none
+    that differs, is no evidence: p is 1.
 
     Args:
         values: one score a question.
@@ -67,7 +68,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: 
 
     difference = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
     interval = bootstrap(difference.tolist(), seed)
-    if not difference.any():
+    if len(difference) < 2 or not difference.any():
         return interval, 1.0
     test = stats.permutation_test(
         (difference,),

@@ -60,7 +60,9 @@ def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str
     jobs = ((row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in candidates)
     qrels: dict[str, dict[str, int]] = {}
     rows = iter(candidates)
-    with tqdm(total=len(candidates), desc="match answers", unit="question") as bar:
+    with tqdm(
+        total=len(candidates), desc="match answers", unit="question", disable=len(candidates) <= QUESTIONS_A_TASK
+    ) as bar:
         for part in map_chunks(_matches, jobs, QUESTIONS_A_TASK):
             for labels in part:
                 row = next(rows)

@@ -13,7 +13,7 @@ from utils.tables import LEVEL, Cell, FilledTable
 def markdown(table: FilledTable) -> str:
     """The table for a README: ``.123 [.1, .2]``, an asterisk where a difference to the baseline is significant."""
     header = [*table.label_names, *column_heads(table)]
-    lines = [f"**{table.caption}**", "", _line(header), "|---" * len(header) + "|"]
+    lines = [f"**{title(table)}**", "", _line(header), "|---" * len(header) + "|"]
     for row in table.rows:
         lines.append(_line([*row.labels, *(_shown(cell) for cell in row.cells)]))
     return "\n".join([*lines, "", note(table)]) + "\n"
@@ -35,7 +35,7 @@ def latex(table: FilledTable) -> str:
     heads = [*table.label_names, *column_heads(table)]
     lines = [
         r"\begin{table}",
-        rf"\caption{{{_tex(table.caption)}. {_tex(note(table))}}}",
+        rf"\caption{{{_tex(title(table))}. {_tex(note(table))}}}",
         rf"\begin{{tabular}}{{{'l' * len(table.label_names)}{'r' * len(table.columns)}}}",
         r"\toprule",
         " & ".join(map(_tex, heads)) + r" \\",
@@ -71,12 +71,38 @@ def csv_rows(table: FilledTable, folder: Callable[[Run], Path]) -> list[list[Any
 
 
 def column_heads(table: FilledTable) -> list[str]:
-    """``task metric, n = 60``: the n of all rows, or each that occurs."""
-    heads = []
-    for i, (task, metric) in enumerate(table.columns):
-        counts = sorted({found.n for row in table.rows if (found := row.cells[i].found)})
-        heads.append(f"{task} {metric}" + (f", n = {'/'.join(map(str, counts))}" if counts else ""))
-    return heads
+    """The metrics, with what `title` does not say once for all: the task if there are several, n if it differs."""
+    tasks = {task for task, _ in table.columns}
+    counts = _counts(table)
+    heads = [f"{task} {metric}" if len(tasks) > 1 else metric for task, metric in table.columns]
+    if _one_count_a_task(table):
+        return heads
+    return [f"{head}, n = {'/'.join(map(str, n))}" if n else head for head, n in zip(heads, counts, strict=True)]
+
+
+def title(table: FilledTable) -> str:
+    """The caption, and each task's number of questions if all columns of the task have the same."""
+    if not _one_count_a_task(table):
+        return table.caption
+    counts = {task: n[0] for (task, _), n in zip(table.columns, _counts(table), strict=True) if n}
+    if len(counts) == 1:
+        return f"{table.caption} (n = {next(iter(counts.values()))})"
+    return (
+        f"{table.caption} ({', '.join(f'{task}: n = {n}' for task, n in counts.items())})" if counts else table.caption
+    )
+
+
+def _counts(table: FilledTable) -> list[list[int]]:
+    """The numbers of questions that occur in each column."""
+    columns = range(len(table.columns))
+    return [sorted({found.n for row in table.rows if (found := row.cells[i].found)}) for i in columns]
+
+
+def _one_count_a_task(table: FilledTable) -> bool:
+    found: dict[str, set[int]] = {}
+    for (task, _), counts in zip(table.columns, _counts(table), strict=True):
+        found.setdefault(task, set()).update(counts)
+    return all(len(counts) < 2 for counts in found.values())
 
 
 def _line(cells: list[str]) -> str:

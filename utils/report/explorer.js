@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 100;
 let shown = [];
-let outcomeSelects = [];
+let outcomeFilters = [];
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -41,28 +41,35 @@ function searchable(view, question) {
 function matches(view, question, words) {
   const text = searchable(view, question);
   if (!words.every((word) => text.includes(word))) return false;
-  return outcomeSelects.every(({ run, select }) => {
-    if (select.value === "any") return true;
-    const outcome = question.runs[run];
-    return outcome !== undefined && outcome.right === (select.value === "right");
+  return outcomeFilters.every(({ run, verdict }) => {
+    if (verdict.value === "any") return true;
+    const outcome = question.runs[run.value];
+    return outcome !== undefined && outcome.right === (verdict.value === "right");
   });
+}
+
+function outcomeFilter(answered, start) {
+  const run = element("select");
+  const verdict = element("select");
+  for (const [name, words] of answered) option(run, name, words);
+  run.selectedIndex = Math.min(start, answered.length - 1);
+  for (const value of ["any", "right", "wrong"]) option(verdict, value, value);
+  for (const select of [run, verdict]) select.addEventListener("change", update);
+  run.setAttribute("aria-label", "condition");
+  verdict.setAttribute("aria-label", "its answer");
+  const both = element("span");
+  both.append(run, " ", verdict);
+  at("outcomes").append(both);
+  return { run, verdict };
 }
 
 function setView() {
   const view = currentView();
   at("outcomes").replaceChildren();
-  outcomeSelects = [];
-  for (const [run, name] of view.kind === "test" ? Object.entries(view.runs) : []) {
-    if (!view.questions.some((question) => question.runs[run] && question.runs[run].right !== null)) continue;
-    const label = element("label", `${name} `);
-    const select = element("select");
-    select.dataset.run = run;
-    for (const value of ["any", "right", "wrong"]) option(select, value, value);
-    select.addEventListener("change", update);
-    label.append(select);
-    at("outcomes").append(label);
-    outcomeSelects.push({ run, select });
-  }
+  const answered = Object.entries(view.kind === "test" ? view.runs : {}).filter(
+    ([run]) => view.questions.some((question) => question.runs[run] && question.runs[run].right !== null));
+  // Two of them find the questions on which two conditions differ.
+  outcomeFilters = answered.length ? [0, 1].map((start) => outcomeFilter(answered, start)) : [];
   update();
 }
 
@@ -100,7 +107,7 @@ function open(question) {
   if (question.button) question.button.setAttribute("aria-current", "true");
   const detail = at("detail");
   detail.replaceChildren(element("h3", question.question));
-  detail.append(element("p", `Gold answers: ${question.answers.join(" | ")}`));
+  detail.append(element("p", `Gold answers: ${[...new Set(question.answers)].join(" | ")}`));
   detail.append(...(currentView().kind === "test" ? testDetail(question) : trainingDetail(question)));
   detail.scrollTop = 0;
 }

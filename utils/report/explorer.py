@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from utils.experiment import Plan, Run, label
+from utils.experiment import Plan, Run
 from utils.files import LineIndex, parse_row, read_rows
 from utils.fusion import descending, fuse
 from utils.metrics import relevance
@@ -120,14 +120,14 @@ def answered_questions(results: Results, runs: list[Run], limit: int) -> tuple[l
     return list(found.values()), shown
 
 
-def run_labels(runs: list[Run]) -> dict[str, str]:
+def run_labels(plan: Plan, runs: list[Run]) -> dict[str, str]:
     """Run name -> words that tell it from the others of its task."""
     several = {
         part: len({getattr(run, part) for run in runs if getattr(run, part)}) > 1 for part in ("generator", "reranker")
     }
     labels = {}
     for run in runs:
-        parts = [label(run.condition)]
+        parts = [plan.label(run)]
         parts += [getattr(run, part) for part in ("generator", "reranker") if several[part] and getattr(run, part)]
         labels[run.name] = ", ".join(parts)
     return labels
@@ -148,7 +148,8 @@ def _rankings(
         row.id: [[pid, round(score, 4)] for pid, score in zip(row.passage_ids, row.scores, strict=True)]
         for row in ranked
     }
-    return pairs, relevance(ranked, texts)
+    # Where the answer is a letter, every passage would contain it.
+    return pairs, {} if manifest["settings"]["answer_type"] == "letter" else relevance(ranked, texts)
 
 
 def _ranks(scores: Any) -> list[int]:
