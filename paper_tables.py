@@ -98,8 +98,10 @@ def served(experiment: Experiment, steps: list[Step], base_url: str | None) -> I
     if base_url or not experiment.embedded_server or not any(step.asks_server for step in steps):
         yield base_url
         return
-    from quickstart.server import running_server
+    from quickstart.server import HOST, running_server
 
+    # A proxy of the environment must not stand between this machine and itself.
+    os.environ["NO_PROXY"] = ",".join(filter(None, [HOST, os.environ.get("NO_PROXY")]))
     with running_server() as url:
         yield url
 

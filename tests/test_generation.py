@@ -309,3 +309,23 @@ def test_unknown_framework_and_missing_library_are_told(args):
     except ImportError:
         with pytest.raises(UsageError, match="requirements-gpu.txt"):
             FRAMEWORKS["vllm"](args)
+
+
+@pytest.mark.slow
+def test_the_same_model_answers_alike_through_transformers_and_through_a_server(args, tmp_path):
+    """SmolLM2 for real: llama.cpp computes with 4-bit weights, transformers with the same ones multiplied out."""
+    from quickstart.models import smollm_path, unquantised
+    from quickstart.server import running_server
+
+    unquantised(smollm_path(), tmp_path / "smollm2-135m")
+    args.model_path, args.max_tokens, args.stop, args.max_input_tokens = str(tmp_path / "smollm2-135m"), 8, ["\n"], 1500
+    facts = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Egypt": "Cairo", "Spain": "Madrid"}
+    completions = [f"Question: what is the capital of {country}\nAnswer:" for country in facts]
+    prompts = [f"Question: what is the capital of peru\nAnswer: Lima\n\n{text}" for text in completions]
+    prompts += [[{"role": "user", "content": f"What is the capital of {country}? One word."}] for country in facts]
+    with_hf = make_generator(args).generate(prompts)
+    with running_server() as url:
+        args.framework, args.base_url, args.timeout = "openai", url, 120.0
+        served = make_generator(args).generate(prompts)
+    assert with_hf[:5] == served[:5] == list(facts.values())
+    assert sum(a == b for a, b in zip(with_hf, served, strict=True)) >= 8

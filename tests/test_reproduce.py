@@ -1,10 +1,12 @@
 """The whole method as a newcomer runs it, on the smoke profile, in a fresh copy of the tree."""
 
+import csv
 import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_jsonl
@@ -12,7 +14,7 @@ from conftest import ROOT, read_jsonl
 PHASES = [
     "quickstart.models", "mmlu_preprocess.py", "quickstart.build_data", "flashrag.retriever.index_builder",
     "run_finetune.sh", "quickstart.server", "llm_generation.py", "--phase get_docs", "--method reason",
-    "--method retrieval", "score_cache_to_dataset.py", "run_rag.py", "mmlu_evaluation.py", "quickstart.table",
+    "--method retrieval", "score_cache_to_dataset.py", "paper_tables.py",
 ]  # fmt: skip
 
 
@@ -28,7 +30,7 @@ def reproduce(folder, *flags):
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("utils", "quickstart", "profiles"):
+    for name in ("utils", "quickstart", "profiles", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("requirements*.txt")):
         shutil.copy(path, folder)
@@ -57,13 +59,14 @@ def test_an_unknown_profile_is_told(copy):
 
 @pytest.mark.slow
 def test_one_command_goes_from_questions_to_the_table(first, copy):
-    table = (copy / "output/smoke/results.md").read_text()
+    table = (copy / "output/smoke/tables/main.md").read_text()
     assert table in first.stdout
-    for label in ("no reranker", "base reranker |", "base reranker fine-tuned on RADIO's data |"):
+    for label in ("retriever's order |", "base reranker |", "RADIO: both, fused |"):
         assert f"| {label}" in table
-    assert "n = 4" in table
-    for column in ("recall@1", "recall@3", "recall@20", "mrr", "em", "f1", "contains"):
+    assert "(nq: n = 4, mmlu: n = 2)" in table
+    for column in ("nq recall@1", "nq recall@3", "nq mrr", "nq em", "nq f1", "nq contains", "mmlu em"):
         assert column in table
+    assert "| - |" not in table
     rationales = read_jsonl(copy / "dataset/smoke/quickstart_nq/reason/train_with_reason.jsonl")
     assert len(rationales) >= 6
     assert all(len(row["reason"].split()) > 2 for row in rationales)
@@ -71,6 +74,23 @@ def test_one_command_goes_from_questions_to_the_table(first, copy):
     assert all(len(row["pos"]) == 1 and len(row["neg"]) == 6 for row in groups)
     radio, base = (copy / f"checkpoints/smoke_{name}/model.safetensors" for name in ("radio", "base"))
     assert radio.read_bytes() != base.read_bytes()
+
+
+@pytest.mark.slow
+def test_one_command_makes_every_table_and_the_report(first, copy):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "paper_tables.py", "--profile", "smoke", "--run"]
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=1800)
+    assert result.returncode == 0, result.stderr[-4000:]
+    for name in ("main", "ablation", "weights", "generators", "rerankers", "mmlu"):
+        for suffix in ("md", "tex", "csv"):
+            assert (copy / f"output/smoke/tables/{name}.{suffix}").stat().st_size > 100
+    cells = list(csv.DictReader((copy / "output/smoke/tables/ablation.csv").open()))
+    assert {cell["condition"] for cell in cells if cell["mean"]} == {
+        "closed_book", "retriever", "base", "retrieval_only", "rationale_only", "radio", "oracle",
+    }  # fmt: skip
+    made = subprocess.run([sys.executable, "report.py", "--profile", "smoke"], cwd=copy, capture_output=True, text=True)
+    assert "16 runs, 6 tables" in made.stdout, made.stderr
 
 
 @pytest.mark.slow

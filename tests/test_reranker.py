@@ -89,3 +89,31 @@ def test_no_passages_is_no_error(args):
     from utils.reranker import LengthSortedReranker
 
     assert LengthSortedReranker(args).rerank(["a", "b"], [[], ["x"]])[0] == [[], ["x"]]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("architecture", ["XLMRoberta", "Gte", "ModernBert", "DebertaV2"])
+def test_rerankers_of_other_architectures(args, task, tokenizer, tmp_path, architecture, half):
+    """bge-reranker-* are XLM-R, gte-multilingual-reranker is GTE; newer ones come in other shapes."""
+    import transformers
+
+    from utils.reranker import LengthSortedReranker
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=514, type_vocab_size=2, initializer_range=0.3, num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    model = getattr(transformers, f"{architecture}ForSequenceClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    args.rerank_model_path, args.rerank_use_fp16 = str(tmp_path), half
+    queries, docs = task
+    reranker = LengthSortedReranker(args)
+    ours = reranker.get_rerank_scores(queries, [[doc["contents"] for doc in found] for found in docs], 4)
+    assert len(ours) == 66
+    for i, (query, found) in enumerate(zip(queries, docs, strict=True)):
+        inputs = reranker.tokenizer(query, found[3]["contents"], truncation=True, max_length=64, return_tensors="pt")
+        with torch.inference_mode():
+            alone = model(**inputs).logits.item()
+        assert ours[11 * i + 3] == pytest.approx(alone, abs=1e-4 if not half else 0.2)

@@ -23,23 +23,25 @@ function currentView() {
   return data.views[at("view").value];
 }
 
-function searchable(view, question) {
-  if (question.haystack === undefined) {
-    const parts = [question.id, question.question, ...question.answers, question.rationale || ""];
-    if (view.kind === "test") {
-      for (const run of Object.values(question.runs)) parts.push(run.pred || "");
-    }
-    const ids = view.kind === "test"
-      ? Object.values(question.runs).flatMap((run) => run.ranking.map(([id]) => id))
-      : question.passages.map((passage) => passage.id);
-    for (const id of new Set(ids)) parts.push(data.passages[id]);
-    question.haystack = parts.join("\n").toLowerCase();
+function ownText(view, question) {
+  const parts = [question.id, question.question, ...question.answers, question.rationale || ""];
+  if (view.kind === "test") {
+    for (const run of Object.values(question.runs)) parts.push(run.pred || "");
   }
-  return question.haystack;
+  return parts.join("\n").toLowerCase();
+}
+
+function passageText(view, question) {
+  const ids = view.kind === "test"
+    ? Object.values(question.runs).flatMap((run) => run.ranking.map(([id]) => id))
+    : question.passages.map((passage) => passage.id);
+  return [...new Set(ids)].map((id) => data.passages[id]).join("\n").toLowerCase();
 }
 
 function matches(view, question, words) {
-  const text = searchable(view, question);
+  question.own ??= ownText(view, question);
+  if (at("deep").checked) question.deep ??= passageText(view, question);
+  const text = at("deep").checked ? question.own + question.deep : question.own;
   if (!words.every((word) => text.includes(word))) return false;
   return outcomeFilters.every(({ run, verdict }) => {
     if (verdict.value === "any") return true;
@@ -181,5 +183,6 @@ function trainingDetail(question) {
 data.views.forEach((view, i) => option(at("view"), i, view.name));
 at("view").addEventListener("change", setView);
 at("search").addEventListener("input", update);
+at("deep").addEventListener("change", update);
 if (data.views.length) setView();
 else at("detail").append(element("p", "No finished run to explore."));

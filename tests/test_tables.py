@@ -1,0 +1,232 @@
+"""Tables out of runs written by hand, against counting, exact tests and the definitions."""
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.experiment import Experiment, Plan
+from utils.intervals import bootstrap, holm, paired_difference
+from utils.table_formats import csv_rows, latex, markdown
+from utils.tables import Results
+
+SCORES = {  # run -> EM of ten questions
+    "nq.g.retriever": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    "nq.g.r.base": [0, 0, 0, 0, 0, 0, 0, 0, 1, 1],
+    "nq.g.r.w0.5": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    "nq.h.r.base": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0],
+    "nq.h.r.w0.5": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    "mmlu.g.r.base": [1, 0, 1, 0, 1, 0, 1, 0, 1, 0],
+    "mmlu.g.r.w0.5": [1, 1, 1, 0, 1, 1, 1, 0, 1, 1],
+}
+SUBJECTS = ["anatomy", "world religions"] * 4 + ["sociology", "nutrition"]
+EXPERIMENT = {
+    "title": "by hand",
+    "tasks": {"nq": {"config": "nq.yaml"}, "mmlu": {"config": "mmlu.yaml", "reranker_task": "nq"}},
+    "generators": {"g": {}, "h": {}},
+    "rerankers": {"r": {}},
+    "tables": {
+        "main": {"caption": "Main 100 %", "tasks": ["nq"], "generators": ["g", "h"],
+                 "conditions": ["retriever", "base", "radio"], "metrics": ["em", "f1"]},
+        "mmlu": {"caption": "By category", "tasks": ["mmlu"], "conditions": ["base", "radio"],
+                 "metrics": ["STEM", "Humanities", "Social Sciences", "em"]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nq.yaml").write_text("common: {dataset: nq}\n")
+    (tmp_path / "mmlu.yaml").write_text("common: {dataset: mmlu}\nrag: {answer_type: letter}\n")
+    for name, scores in SCORES.items():
+        run = tmp_path / "output" / name
+        run.mkdir(parents=True)
+        rows = [
+            {
+                "id": f"q{i}",
+                "question": f"question {i}",
+                "golden_answers": ["x"],
+                "metadata": {"subject": SUBJECTS[i]} if name.startswith("mmlu") else None,
+                "output": {"pred": "x", "metric_score": {"em": float(score)}},
+            }
+            for i, score in enumerate(scores)
+        ]
+        (run / "intermediate_data.json").write_text(json.dumps(rows))
+        (run / "intermediate_data.json.manifest.json").write_text("{}")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/own.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    return tmp_path
+
+
+@pytest.fixture
+def results(folder):
+    return Results(Plan(Experiment.model_validate(EXPERIMENT)), seed=42)
+
+
+def cells(table):
+    return {(cell.run.name, cell.metric): cell for cell in table.cells}
+
+
+def test_cells_are_the_runs_means_with_their_intervals(results):
+    table = results.fill("main", results.plan.experiment.tables["main"])
+    assert [metric for _, metric in table.columns] == ["em"]  # no run has F1
+    for name, cell in ((name, cell) for (name, _), cell in cells(table).items() if name in SCORES):
+        assert cell.found == bootstrap([float(x) for x in SCORES[name]], 42)
+    assert cells(table)["nq.h.retriever", "em"].found is None
+    assert [row.labels for row in table.rows][:2] == [("g", "retriever's order"), ("g", "base reranker")]
+
+
+def test_differences_are_paired_within_the_generator_and_corrected_over_the_table(results):
+    found = cells(results.fill("main", results.plan.experiment.tables["main"]))
+    radio, retriever, other = (found[name, "em"] for name in ("nq.g.r.w0.5", "nq.g.retriever", "nq.h.r.w0.5"))
+    assert radio.difference.mean == pytest.approx(0.8)
+    assert radio.p_raw == pytest.approx(2 / 2**8)  # eight questions differ, all one way: exact
+    assert (retriever.p_raw, other.p_raw) == (1.0, 1.0)
+    assert other.difference.mean == pytest.approx(0.1)
+    assert radio.p == pytest.approx(3 * 2 / 2**8)
+    assert radio.significant
+    assert not retriever.significant
+    assert found["nq.g.r.base", "em"].difference is None
+
+
+def test_categories_count_their_own_questions(results):
+    found = cells(results.fill("mmlu", results.plan.experiment.tables["mmlu"]))
+    stem, humanities, social = (found["mmlu.g.r.w0.5", name] for name in ("STEM", "Humanities", "Social Sciences"))
+    assert (stem.found.mean, stem.found.n) == (1.0, 4)
+    assert (humanities.found.mean, humanities.found.n) == (0.5, 4)
+    assert (social.found.n, social.p_raw) == (1, 1.0)
+    assert found["mmlu.g.r.base", "Humanities"].found.mean == 0.0
+
+
+def test_markdown_latex_and_csv_show_the_same(results):
+    table = results.fill("main", results.plan.experiment.tables["main"])
+    text = markdown(table)
+    assert "**Main 100 % (n = 10)**" in text
+    assert "| g | RADIO: both, fused | 1.000* |" in text
+    assert "| h | retriever's order | - |" in text
+    assert "| h | base reranker | .900 [.700, 1.000] |" in text
+    tex = latex(table)
+    assert r"g & RADIO: both, fused & 100.0$^*$ \\" in tex
+    assert r"Main 100 \%" in tex
+    assert tex.count(r"\\") == 1 + len(table.rows)
+    rows = csv_rows(table, results.plan.folder)
+    assert len(rows) == 6
+    assert all(len(row) == 17 for row in rows)
+
+
+def exact_p(differences):
+    flips = itertools.product([1, -1], repeat=len(differences))
+    observed = abs(sum(differences))
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
+    return sum(found >= observed - 1e-12 for found in sums) / len(sums)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=2, max_size=8))
+def test_the_permutation_test_agrees_with_enumeration(pairs):
+    ours, theirs = zip(*pairs, strict=True)
+    _, p = paired_difference(ours, theirs, seed=1)
+    assert p == pytest.approx(exact_p([a - b for a, b in pairs]))
+
+
+def test_under_the_null_hypothesis_p_is_rarely_small():
+    rng = np.random.default_rng(3)
+    small = 0
+    for trial in range(100):
+        ours, theirs = rng.integers(0, 2, (2, 60)).astype(float)
+        small += paired_difference(ours.tolist(), theirs.tolist(), trial)[1] < 0.05
+    assert small <= 12
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_its_definition(p_values):
+    order = np.argsort(p_values, kind="stable")
+    expected, running = np.empty(len(p_values)), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        expected[i] = running
+    assert holm(p_values) == pytest.approx(expected.tolist())
+
+
+def paper_tables(*flags):
+    command = [sys.executable, str(ROOT / "paper_tables.py"), "--profile", "own", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def published(*values, tolerance=1.0):
+    experiment = EXPERIMENT | {"expected": "published.yaml"}
+    with open("experiments/own.yaml", "w") as handle:
+        yaml.safe_dump(experiment, handle)
+    with open("experiments/published.yaml", "w") as handle:
+        yaml.safe_dump({"tolerance": tolerance, "values": list(values)}, handle)
+
+
+def test_the_script_lists_what_is_missing_and_writes_what_there_is(folder):
+    result = paper_tables()
+    assert result.returncode == 0, result.stderr
+    assert "# 7 of 8 runs are finished" in result.stdout
+    assert "python run_rag.py --config nq.yaml --run_name nq.h.retriever" in result.stdout
+    assert "run_finetune.sh" not in result.stdout
+    for name in ("main", "mmlu"):
+        for suffix in ("md", "tex", "csv"):
+            assert (folder / f"output/tables/{name}.{suffix}").exists()
+    rows = list(csv.DictReader((folder / "output/tables/main.csv").open()))
+    (radio,) = [
+        row for row in rows if row["generator"] == "g" and row["condition"] == "radio" and row["metric"] == "em"
+    ]
+    assert (float(radio["mean"]), int(radio["n"]), float(radio["difference"])) == (1.0, 10, 0.8)
+    only = paper_tables("--tables", "mmlu")
+    assert "By category" in only.stdout
+    assert "Main" not in only.stdout
+    assert paper_tables("--tables", "none").returncode == 2
+
+
+PLACE = {"task": "nq", "generator": "g", "reranker": "r"}
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "said"),
+    [
+        ([PLACE | {"value": 99.5, "source": "s"}], 0, "agrees: nq g r radio em, percent: 99.5 published (s), 100.00"),
+        ([PLACE | {"value": 98.5, "source": "s"}], 1, "MISS"),
+        ([PLACE | {"value": 98.5, "source": "s", "tolerance": 2}], 0, "1 of 1 published values agree"),
+        ([PLACE | {"value": 400, "source": "s", "relative_to": "base"}], 0, "gain over base in percent: 400 published"),
+        ([PLACE | {"value": 1, "source": "s", "generator": "h", "condition": "retriever"}], 1, "nothing measured"),
+        ([{"value": 8.72, "source": "s", "remark": "no dataset"}], 1, "not compared: em 8.72 (s): no dataset"),
+        ([PLACE | {"value": 1, "source": "s", "task": "trivia"}], 2, "'trivia' is not under 'tasks'"),
+        ([PLACE | {"value": 1}], 2, "source"),
+    ],
+)
+def test_check_compares_with_published_values(folder, values, code, said):
+    published(*values)
+    result = paper_tables("--check")
+    assert result.returncode == code, result.stdout + result.stderr
+    assert said in result.stdout + result.stderr
+
+
+def test_the_repositorys_published_values_have_sources_and_places(monkeypatch):
+    from utils.expected import compare, read_expected
+    from utils.experiment import read_experiment
+
+    monkeypatch.chdir(ROOT)
+    file = read_expected(ROOT / "experiments/published.yaml")
+    found, unplaced = compare(file, Results(Plan(read_experiment(ROOT / "experiments/paper.yaml")), 1))
+    assert len(found) + len(unplaced) == len(file.values) >= 3
+    assert all(value.remark for value in unplaced)
+
+
+def test_a_failing_command_ends_the_run_with_its_name(folder):
+    experiment = EXPERIMENT | {"prepare": ["false"]}
+    (folder / "experiments/own.yaml").write_text(yaml.safe_dump(experiment))
+    result = paper_tables("--run")
+    assert result.returncode == 2
+    assert "+ false" in result.stdout
+    assert "exit code 1" in result.stderr
