@@ -62,7 +62,7 @@ def main() -> int:
         for step in plan.steps(missing):
             print(shlex.join(step.words))
         print()
-    write_tables(results, tables, plan.folder(runs[0]).parent / "tables")
+    write_tables(experiment, results, tables, plan.folder(runs[0]).parent / "tables")
     return check(experiment, results) if args.check else 0
 
 
@@ -115,14 +115,17 @@ def call(words: list[str]) -> None:
         raise UsageError(f"this command ended with exit code {code}; the same call of paper_tables.py goes on from it")
 
 
-def write_tables(results: Results, tables: dict[str, Table], folder: Path) -> None:
+def write_tables(experiment: Experiment, results: Results, tables: dict[str, Table], folder: Path) -> None:
     """Compute, print and write the tables."""
+    from utils.expected import beside, read_expected
     from utils.files import atomic
     from utils.table_formats import CSV_COLUMNS, csv_rows, latex, markdown
 
     texts = []
     for name, table in tables.items():
         filled = results.fill(name, table)
+        if experiment.expected:
+            filled = beside(filled, read_expected(EXPERIMENTS / experiment.expected))
         lines = io.StringIO()
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)

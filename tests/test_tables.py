@@ -120,7 +120,7 @@ def test_markdown_latex_and_csv_show_the_same(results):
     assert tex.count(r"\\") == 1 + len(table.rows)
     rows = csv_rows(table, results.plan.folder)
     assert len(rows) == 6
-    assert all(len(row) == 17 for row in rows)
+    assert all(len(row) == 18 for row in rows)
 
 
 def exact_p(differences):
@@ -210,6 +210,18 @@ def test_check_compares_with_published_values(folder, values, code, said):
     result = paper_tables("--check")
     assert result.returncode == code, result.stdout + result.stderr
     assert said in result.stdout + result.stderr
+
+
+def test_published_values_stand_beside_the_measured_ones(folder):
+    published(
+        PLACE | {"value": 99.5, "source": "Table 2"},
+        PLACE | {"value": 12, "source": "Table 2", "generator": "h", "condition": "retriever"},
+    )
+    shown = paper_tables().stdout
+    assert "| g | RADIO: both, fused | 1.000*; published: 99.5 (Table 2) |" in shown
+    assert "| h | retriever's order | -; published: 12 (Table 2) |" in shown
+    rows = list(csv.DictReader((folder / "output/tables/main.csv").open()))
+    assert [row["expected"] for row in rows if row["expected"]] == ["99.5 (Table 2)", "12 (Table 2)"]
 
 
 def test_the_repositorys_published_values_have_sources_and_places(monkeypatch):

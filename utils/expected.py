@@ -13,14 +13,14 @@ A value whose source does not say all of the names is kept with a ``remark`` and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from utils.config import UsageError
-from utils.tables import Results
+from utils.tables import Cell, FilledTable, Results
 
 
 class Expected(BaseModel):
@@ -86,6 +86,23 @@ def read_expected(path: Path) -> ExpectedFile:
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{path}: '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
+
+
+def beside(table: FilledTable, file: ExpectedFile) -> FilledTable:
+    """The table with the published values in its cells."""
+    shown = {
+        (value.task, value.generator, value.reranker, value.condition, value.metric): value for value in file.values
+    }
+
+    def cell(found: Cell, generator: str, reranker: str) -> Cell:
+        value = shown.get((found.run.task, generator, reranker, found.condition, found.metric))
+        if value is None:
+            return found
+        gain = f" % over {value.relative_to}" if value.relative_to else ""
+        return replace(found, expected=f"{value.value:g}{gain} ({value.source})")
+
+    rows = [replace(row, cells=[cell(found, row.generator, row.reranker) for found in row.cells]) for row in table.rows]
+    return replace(table, rows=rows)
 
 
 def compare(file: ExpectedFile, results: Results) -> tuple[list[Comparison], list[Expected]]:

@@ -49,7 +49,7 @@ def latex(table: FilledTable) -> str:
 
 CSV_COLUMNS = (
     "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n",
-    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "run",
+    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "expected", "run",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def csv_rows(table: FilledTable, folder: Callable[[Run], Path]) -> list[list[Any
                 *((found.mean, found.low, found.high, found.n) if found else (None,) * 4),
                 table.baseline if gap else None,
                 *((gap.mean, gap.low, gap.high) if gap else (None,) * 3),
-                cell.p_raw, cell.p, folder(run),
+                cell.p_raw, cell.p, cell.expected or None, folder(run),
             ]
         )  # fmt: skip
     return rows
@@ -110,12 +110,12 @@ def _line(cells: list[str]) -> str:
 
 
 def _shown(cell: Cell) -> str:
-    if cell.found is None:
-        return "-"
-    shown = decimals(cell.found.mean) + ("*" if cell.significant else "")
-    if cell.found.low is None or cell.found.high is None:
-        return shown
-    return f"{shown} [{decimals(cell.found.low)}, {decimals(cell.found.high)}]"
+    shown = "-"
+    if cell.found is not None:
+        shown = decimals(cell.found.mean) + ("*" if cell.significant else "")
+        if cell.found.low is not None and cell.found.high is not None:
+            shown += f" [{decimals(cell.found.low)}, {decimals(cell.found.high)}]"
+    return f"{shown}; published: {cell.expected}" if cell.expected else shown
 
 
 def decimals(value: float) -> str:

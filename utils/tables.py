@@ -59,6 +59,8 @@ class Cell:
     difference: Interval | None = None
     p_raw: float | None = None
     p: float | None = None
+    expected: str = ""
+    """A published value with its source, in percent."""
 
     @property
     def significant(self) -> bool:
@@ -68,8 +70,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row: its labels, and one cell a column."""
+    """A row: the parts that it is made of, its labels, and one cell a column."""
 
+    generator: str
+    reranker: str
     labels: tuple[str, ...]
     cells: list[Cell]
 
@@ -128,7 +132,8 @@ class Results:
             group = {"generator": generator, "reranker": reranker}
             for condition in table.conditions:
                 cells = [self._cell(table, task, metric, generator, reranker, condition) for task, metric in columns]
-                rows.append(TableRow((*(group[part] for part in names), label(condition)), cells))
+                labels = (*(group[part] for part in names), label(condition))
+                rows.append(TableRow(generator, reranker, labels, cells))
         return _adjusted(FilledTable(name, table.caption, table.baseline, (*names, "condition"), columns, rows))
 
     def _has(self, table: Table, task: str, metric: str) -> bool:
