@@ -1,5 +1,6 @@
 """Plans: which commands an experiment's tables need, in which order, each once."""
 
+import functools
 import re
 
 import pytest
@@ -15,6 +16,11 @@ ALL = ["closed_book", "retriever", "base", "retrieval_only", "rationale_only", "
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def help_of(run_script):
+    return functools.cache(lambda script: run_script(script, "--help", cwd=ROOT).stdout)
 
 
 def experiment(**changes):
@@ -37,7 +43,7 @@ def commands(found):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_is_sound_and_its_commands_have_flags_that_exist(name, run_script, tmp_path):
+def test_every_experiment_is_sound_and_its_commands_have_flags_that_exist(name, help_of):
     found = read_experiment(ROOT / f"experiments/{name}.yaml")
     plan = Plan(found)
     steps = plan.steps(plan.runs(found.tables.values()))
@@ -48,7 +54,7 @@ def test_every_experiment_is_sound_and_its_commands_have_flags_that_exist(name, 
         flags.setdefault(script, set()).update(re.findall(r"--(\w+)", " ".join(step.words)))
     assert set(flags) >= {"llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_finetune.sh"}
     for script, used in flags.items():
-        shown = run_script(script, "--help", cwd=tmp_path).stdout
+        shown = help_of(script)
         assert [flag for flag in used if f"--{flag}" not in shown] == [], script
 
 
