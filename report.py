@@ -77,6 +77,8 @@ def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> tuple
             passages |= texts
     trained = {plan.train_folder(run): run for run in reversed(runs) if run.reranker and run.condition != "base"}
     for folder, run in trained.items():
+        if not (folder / "reason/score_cache.jsonl").exists():
+            continue  # a reranker can outlive its training data
         questions, texts = training_questions(plan, run, limit)
         views.append({"kind": "training", "name": f"{folder.name}: training", "questions": questions})
         passages |= texts

@@ -28,8 +28,11 @@ class RunResults:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """FlashRAG's rows, in the order of the questions."""
-        return orjson.loads((self.folder / "intermediate_data.json").read_bytes())
+        """FlashRAG's rows without their passages, which are most of them, in the order of the questions."""
+        rows = orjson.loads((self.folder / "intermediate_data.json").read_bytes())
+        for row in rows:
+            row["output"].pop("retrieval_result", None)
+        return rows
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

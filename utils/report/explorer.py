@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
     texts, shown = PassageTexts(passages_path(docs)), {}
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl")
     reasons = read_rows(folder / "reason/train_with_reason.jsonl", Rationale)
-    scores = {row.id: row for row in islice(read_rows(folder / "reason/score_cache.jsonl", Scored), limit)}
+    scores = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
     candidates = LineIndex(docs, lambda row: str(row["id"]))
     kept = [parse_row(candidates[key][1], Candidates, str(docs)) for key in scores]
     qrels = relevance(kept, texts)
