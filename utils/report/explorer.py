@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.experiment import Plan, Run
-from utils.files import LineIndex, parse_row, read_rows
+from utils.files import LineIndex, parse_row, read_jsonl, read_rows
 from utils.fusion import descending, fuse
 from utils.metrics import relevance
 from utils.passages import PassageTexts, passages_path
@@ -38,7 +38,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
     candidates = LineIndex(docs, lambda row: str(row["id"]))
     kept = [parse_row(candidates[key][1], Candidates, str(docs)) for key in scores]
     qrels = relevance(kept, texts)
-    lines = LineIndex(plan.training_lines(run), lambda row: row["query"])
+    roles = _roles(plan.training_lines(run), {row.query for row in scores.values()})
     found = []
     for reason in reasons:
         if reason.id not in scores:
@@ -48,7 +48,6 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
         by_retrieval = dict(zip(retrieved.passage_ids, retrieved.scores, strict=True))
         pairs = [by_retrieval[pid] for pid in row.passage_ids]
         fused = fuse(row.scores, pairs, plan.weight(run))
-        group = parse_row(lines[row.query][1], TrainingGroup, "") if row.query in lines else None
         ranks = [_ranks(values) for values in (pairs, row.scores, fused)]
         passages = []
         for i in descending(fused).tolist():
@@ -61,7 +60,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
                     "rationale": round(row.scores[i], 4),
                     "fused": round(float(fused[i]), 4),
                     "ranks": [ranking[i] for ranking in ranks],
-                    "role": _role(group, texts[pid]),
+                    "role": roles.get((row.query, texts[pid]), ""),
                     "answer": qrels[row.id][pid],
                 }
             )
@@ -158,7 +157,13 @@ def _ranks(scores: Any) -> list[int]:
     return ranks
 
 
-def _role(group: TrainingGroup | None, text: str) -> str:
-    if group is None:
-        return ""
-    return "positive" if text in group.pos else "negative" if text in group.neg else ""
+def _roles(lines: Path, queries: set[str]) -> dict[tuple[str, str], str]:
+    """(query, passage text) -> positive or negative, or both over a query's several lines."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for number, raw in read_jsonl(lines):
+        if raw.get("query") in queries:
+            group = parse_row(raw, TrainingGroup, f"{lines}:{number}")
+            for role, texts in (("positive", group.pos), ("negative", group.neg)):
+                for text in texts:
+                    found.setdefault((group.query, text), set()).add(role)
+    return {key: ", ".join(sorted(roles, reverse=True)) for key, roles in found.items()}
