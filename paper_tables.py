@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.config import UsageError, run_main
-from utils.experiment import EXPERIMENTS, Experiment, Plan, Step, Table, read_experiment
+from utils.experiment import EXPERIMENTS, Experiment, Table, read_experiment
+from utils.plan import Plan, Step
 
 if TYPE_CHECKING:
     from utils.tables import Results
@@ -52,15 +53,19 @@ def main() -> int:
     tables = chosen(experiment, args.tables)
     plan = Plan(experiment)
     runs = plan.runs(tables.values())
+    prepare = [] if args.prepared else [shlex.split(command) for command in experiment.prepare]
     if args.run:
-        run_all(experiment, plan.steps(runs), args.base_url, args.prepared)
+        run_all(experiment, prepare, plan.steps(runs), args.base_url)
     from utils.tables import Results
 
     results = Results(plan, args.seed)
     if missing := [run for run in runs if results.of(run) is None]:
         print(f"# {len(runs) - len(missing)} of {len(runs)} runs are finished; the others need, in this order:")
-        for step in plan.steps(missing):
-            print(shlex.join(step.words))
+        base_url = args.base_url or ("$BASE_URL" if experiment.embedded_server else None)
+        for command in [*prepare, *(step.command(base_url) for step in plan.steps(missing))]:
+            print(shlex.join(command).replace("'$BASE_URL'", "$BASE_URL"))
+        if base_url == "$BASE_URL":
+            print("# BASE_URL is what python -m quickstart.server prints; --run starts it itself")
         print()
     write_tables(experiment, results, tables, plan.folder(runs[0]).parent / "tables")
     return check(experiment, results) if args.check else 0
@@ -78,18 +83,17 @@ def chosen(experiment: Experiment, names: list[str] | None) -> dict[str, Table]:
     return {name: table for name, table in experiment.tables.items() if not names or name in names}
 
 
-def run_all(experiment: Experiment, steps: list[Step], base_url: str | None, prepared: bool) -> None:
+def run_all(experiment: Experiment, prepare: list[list[str]], steps: list[Step], base_url: str | None) -> None:
     """Run every command; the embedded LLM is served for as long as they take, if the experiment wants it.
 
     Raises:
         UsageError: a command failed; it has said why.
     """
-    if not prepared:
-        for command in experiment.prepare:
-            call(shlex.split(command))
+    for command in prepare:
+        call(command)
     with served(experiment, steps, base_url) as url:
         for step in steps:
-            call([*step.words, *(["--base_url", url] if url and step.asks_server else [])])
+            call(step.command(url))
 
 
 @contextlib.contextmanager
@@ -101,7 +105,9 @@ def served(experiment: Experiment, steps: list[Step], base_url: str | None) -> I
     from quickstart.server import HOST, running_server
 
     # A proxy of the environment must not stand between this machine and itself.
-    os.environ["NO_PROXY"] = ",".join(filter(None, [HOST, os.environ.get("NO_PROXY")]))
+    # Both spellings are read, and the small one wins.
+    known = (os.environ.get(name) for name in ("NO_PROXY", "no_proxy"))
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [HOST, *known]))
     with running_server() as url:
         yield url
 
@@ -124,6 +130,8 @@ def write_tables(experiment: Experiment, results: Results, tables: dict[str, Tab
     texts = []
     for name, table in tables.items():
         filled = results.fill(name, table)
+        for task, metric in filled.dropped:
+            print(f"# {name}: no run of {task} has '{metric}'")
         if experiment.expected:
             filled = beside(filled, read_expected(EXPERIMENTS / experiment.expected))
         lines = io.StringIO()
@@ -134,8 +142,9 @@ def write_tables(experiment: Experiment, results: Results, tables: dict[str, Tab
         for suffix, text in (("md", texts[-1]), ("tex", latex(filled)), ("csv", lines.getvalue())):
             with atomic(folder / f"{name}.{suffix}") as handle:
                 handle.write(text.encode())
-    with atomic(folder / "all.md") as handle:
-        handle.write("\n".join(texts).encode())
+    if tables.keys() == experiment.tables.keys():
+        with atomic(folder / "all.md") as handle:
+            handle.write("\n".join(texts).encode())
     print("\n".join(texts))
     print(f"{folder}: {', '.join(tables)} as .md, .tex and .csv")
 

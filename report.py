@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError, run_main
-from utils.experiment import EXPERIMENTS, Plan, Run, label, read_experiment
+from utils.experiment import EXPERIMENTS, label, read_experiment
+from utils.plan import Plan, Run
 
 if TYPE_CHECKING:
     from utils.tables import FilledTable, Results
@@ -32,7 +33,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="[SAVE_DIR/report.html]")
     parser.add_argument("--seed", type=int, default=42, help="of intervals and tests [42]")
     args = parser.parse_args()
+    if args.questions < 1:
+        raise UsageError("--questions must be at least 1")
 
+    from utils.expected import beside, read_expected
     from utils.files import atomic
     from utils.report.page import render
     from utils.report.phases import phases
@@ -45,7 +49,10 @@ def main() -> None:
     if not runs:
         raise UsageError(f"no run is finished; run: python paper_tables.py --profile {args.profile} --run")
     tables = [results.fill(name, table) for name, table in experiment.tables.items()]
-    views, passages = explored(plan, results, runs, args.questions)
+    if experiment.expected:
+        published = read_expected(EXPERIMENTS / experiment.expected)
+        tables = [beside(table, published) for table in tables]
+    views = explored(plan, results, runs, args.questions)
     made = phases(plan, runs)
     data: dict[str, Any] = {
         "title": f"RADIO: {experiment.title}",
@@ -57,32 +64,26 @@ def main() -> None:
     }
     output = args.output or plan.folder(runs[0]).parent / "report.html"
     with atomic(output) as handle:
-        handle.write(render(data, {"views": views, "passages": passages}).encode())
+        handle.write(render(data, {"views": views}).encode())
     print(f"{output}: {len(runs)} runs, {len(tables)} tables, {output.stat().st_size / 1e6:.1f} MB")
 
 
-def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The explorer's views, test questions of every task and training questions, and all their passages."""
+def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> list[dict[str, Any]]:
+    """The explorer's views, test questions of every task and training questions, each with its passages."""
     from utils.report.explorer import answered_questions, run_labels, training_questions
 
     views: list[dict[str, Any]] = []
-    passages: dict[str, str] = {}
     for task in plan.experiment.tasks:
         mine = [run for run in runs if run.task == task]
         if mine:
-            questions, texts = answered_questions(results, mine, limit)
-            views.append(
-                {"kind": "test", "name": f"{task}: test", "runs": run_labels(plan, mine), "questions": questions}
-            )
-            passages |= texts
+            view = {"kind": "test", "name": f"{task}: test", "runs": run_labels(plan, mine)}
+            views.append(view | answered_questions(results, mine, limit))
     trained = {plan.train_folder(run): run for run in reversed(runs) if run.reranker and run.condition != "base"}
     for folder, run in trained.items():
-        if not (folder / "reason/score_cache.jsonl").exists():
-            continue  # a reranker can outlive its training data
-        questions, texts = training_questions(plan, run, limit)
-        views.append({"kind": "training", "name": f"{folder.name}: training", "questions": questions})
-        passages |= texts
-    return views, passages
+        if (folder / "reason/score_cache.jsonl").exists():  # a reranker can outlive its training data
+            view = {"kind": "training", "name": f"{folder.name}: training"}
+            views.append(view | training_questions(plan, run, limit))
+    return views
 
 
 def shown(table: FilledTable) -> dict[str, Any]:
@@ -91,13 +92,14 @@ def shown(table: FilledTable) -> dict[str, Any]:
 
     def cell(found: Any) -> dict[str, str]:
         if found.found is None:
-            return {"mean": "-", "interval": "", "title": ""}
+            return {"mean": "-", "interval": "", "title": "", "expected": found.expected}
         star = "*" if found.significant else ""
         low, high, gap = found.found.low, found.found.high, found.difference
         return {
             "mean": decimals(found.found.mean) + star,
             "interval": "" if low is None or high is None else f"[{decimals(low)}, {decimals(high)}]",
             "title": f"difference to {label(table.baseline)}: {gap}, p = {found.p:.3g} (Holm)" if gap else "",
+            "expected": found.expected,
         }
 
     return {

@@ -40,7 +40,8 @@ fi
 [ -z "$only_install" ] || exit 0
 export PYTHON
 python=$PYTHON
-export NO_PROXY=127.0.0.1${NO_PROXY:+,$NO_PROXY} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
+export NO_PROXY=127.0.0.1${NO_PROXY:+,$NO_PROXY}${no_proxy:+,$no_proxy}
+export no_proxy=$NO_PROXY HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 
 # 2. Data: corpus, questions, BoolQ groups for the base reranker; MiniLM under a fixed path.
 run "$python" -m quickstart.models

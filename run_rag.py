@@ -23,14 +23,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
+from utils.config import UsageError, dataset_dir, phase_arguments, run_main
 from utils.devices import select_devices
-
-OUTCOME_SETTINGS = (
-    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "rerank_use_fp16",
-    "framework", "openai_model", "model_path", "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type",
-    "seed", "prompts",
-)  # fmt: skip
 
 
 def main() -> None:
@@ -40,10 +34,10 @@ def main() -> None:
         raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
     select_devices(args)
 
-    from utils.classes import RagPipeline, generator_name, reranker_name
+    from utils.classes import NO_RETRIEVAL, RagPipeline, generator_name, outcome_settings, reranker_name
     from utils.files import file_name, read_rows
+    from utils.generators import LOCAL_FRAMEWORKS
     from utils.manifest import Phase
-    from utils.retrieval import RETRIEVAL_SETTINGS
     from utils.rows import Question
 
     source = dataset_dir(args) / f"{args.split}.jsonl"
@@ -52,15 +46,16 @@ def main() -> None:
     questions = read_rows(source, Question, limit=args.test_sample_num)
 
     generator = generator_name(args)
-    ranker = "closed-book" if args.retrieval_topk == 0 else reranker_name(args)
+    ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
     name = args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}"
     output = Path(args.save_dir) / file_name(name)
     inputs = [source]
     if args.retrieval_topk:
         inputs += [args.index_path, args.corpus_path, args.retriever_path]
         inputs += [args.rerank_model_path] if args.rerank_model_path else []
-    settings = settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS) | {"ranker": ranker}
-    phase = Phase(output / "intermediate_data.json", inputs, settings)
+    if args.framework in LOCAL_FRAMEWORKS:
+        inputs.append(args.model_path)
+    phase = Phase(output / "intermediate_data.json", inputs, outcome_settings(args))
     if phase.is_done(args.overwrite):
         print((output / "metric_score.txt").read_text(), end="")
         return

@@ -14,7 +14,7 @@ read as well. Questions that cannot give a whole group are left out and counted.
 
 from __future__ import annotations
 
-from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main
+from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
 from utils.sampling import SAMPLERS
 
 EXTRA = [
@@ -42,7 +42,7 @@ def main() -> None:
         retrieval_cache=args.retrieval_cache or folder / "retrieval/score_cache.jsonl",
         docs=docs_path(args),
         passages=args.passages or passages_path(docs_path(args)),
-        output=args.output or folder / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl",
+        output=args.output or training_lines_path(args),
         weight=args.reason_weight,
         sampling=args.sampling,
         topk=args.fusion_topk,

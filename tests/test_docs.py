@@ -28,7 +28,7 @@ def test_commands_in_the_documents_have_flags_that_exist(command, run_script, tm
     words = script.split() if script.startswith("-m") else [script]
     shown = run_script(*words, "--help", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert [flag for flag in flags if f"--{flag}" not in shown.stdout] == []
+    assert [flag for flag in flags if not re.search(rf"--{flag}\b(?!_)", shown.stdout)] == []
 
 
 def test_the_documents_have_commands():

@@ -6,10 +6,11 @@ import re
 import pytest
 from conftest import ROOT
 
-from utils.config import UsageError, load_config
-from utils.experiment import LABELS, Experiment, Plan, label, read_experiment
+from utils.config import UsageError, load_config, phase_arguments
+from utils.experiment import LABELS, Experiment, label, read_experiment
+from utils.plan import Plan
 
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "published")
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
 ALL = ["closed_book", "retriever", "base", "retrieval_only", "rationale_only", "radio", "oracle"]
 
 
@@ -55,7 +56,9 @@ def test_every_experiment_is_sound_and_its_commands_have_flags_that_exist(name, 
     assert set(flags) >= {"llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_finetune.sh"}
     for script, used in flags.items():
         shown = help_of(script)
-        assert [flag for flag in used if f"--{flag}" not in shown] == [], script
+        assert [flag for flag in used if not re.search(rf"--{flag}\b(?!_)", shown)] == [], script
+    for run in plan.runs(found.tables.values()):
+        phase_arguments(None, ["retrieval", "rag"], argv=plan.rag_step(run).words[2:])
 
 
 def test_shared_commands_stand_once_and_before_what_needs_them():
@@ -89,7 +92,9 @@ def test_the_papers_weight_has_the_published_names_and_others_stand_beside_it():
 
 
 def test_names_of_the_same_weight_are_one_run():
-    plan = Plan(experiment(tables={"sweep": table(conditions=["w0", "w0.5", "w1", "radio", "retrieval_only"])}))
+    plan = Plan(
+        experiment(tables={"sweep": table(conditions=["w0", "w0.5", "w1", "radio", "retrieval_only"], baseline="w0")})
+    )
     assert [run.condition for run in plan.runs(plan.experiment.tables.values())] == ["w0", "w0.5", "w1"]
     labels = [plan.label(run) for run in plan.runs(plan.experiment.tables.values())]
     assert labels == [LABELS["retrieval_only"], LABELS["radio"], LABELS["rationale_only"]]
@@ -124,8 +129,25 @@ def test_a_task_can_take_the_reranker_of_another_and_letters_are_graded_by_categ
     assert found[-1] == "python mmlu_evaluation.py --run output/mmlu.a.small.w0.5"
 
 
+def test_a_reranker_with_settings_of_its_own_never_takes_the_profiles_folder():
+    own = {"large": {"base_model": "BAAI/bge-reranker-large"}, "same": {"base_model": "BAAI/bge-reranker-base"}}
+    plan = Plan(experiment(rerankers=own, tables={"t": table(rerankers=["large", "same"])}))
+    places = [str(plan.checkpoint(plan.run("nq", "a", name, "radio"))) for name in own]
+    assert places == ["checkpoints/nq_radio_large", "checkpoints/nq_radio"]
+    tuned = [" ".join(step.words) for step in plan.steps(plan.runs(plan.experiment.tables.values()))]
+    assert any("--base_model BAAI/bge-reranker-large --output_dir checkpoints/nq_radio_large" in c for c in tuned)
+
+
+def test_values_reach_the_scripts_as_they_were_written():
+    flags = {"stop": ["\n", "Q:"], "quantization": "4bit", "max_tokens": 9, "rerank_use_fp16": False}
+    plan = Plan(experiment(generators={"a": flags}, tables={"t": table()}))
+    words = plan.rag_step(plan.run("nq", "a", "small", "radio")).words
+    args = phase_arguments(None, ["retrieval", "rag"], argv=words[2:])
+    assert {key: getattr(args, key) for key in flags} == flags
+
+
 def test_only_commands_without_an_address_are_given_one():
-    own = {"a": {"framework": "openai", "base_url": "http://elsewhere/v1"}, "b": {"framework": "openai"}}
+    own = {"a": {"framework": "openai", "openai_model": "m", "base_url": "http://m/v1"}, "b": {"framework": "openai"}}
     plan = Plan(experiment(generators=own, tables={"t": table(generators=["a", "b"], conditions=["retriever"])}))
     steps = plan.steps(plan.runs(plan.experiment.tables.values()))
     assert [step.asks_server for step in steps] == [False, True]
@@ -140,6 +162,10 @@ def test_only_commands_without_an_address_are_given_one():
         ({"tasks": {"nq": {"config": "profiles/nq.yaml", "reranker_task": "x"}}}, "reranker_task 'x'"),
         ({"tasks": {"nq": {"config": "profiles/nq.yaml", "flag": {}}}}, "'tasks.nq.flag'"),
         ({"tables": {}}, "'tables'"),
+        ({"tables": {"t": table(baseline="oracle")}}, "baseline 'oracle' must be one of its conditions"),
+        ({"generators": {"llama:8b": {}}}, "name 'llama:8b' must consist of"),
+        ({"generators": {"a": {"stop": None}}}, "'a' has an empty value"),
+        ({"generators": {n: {"framework": "openai", "openai_model": "m", "base_url": n} for n in "ab"}}, "elsewhere"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(changes, message, tmp_path):
@@ -153,7 +179,7 @@ def test_mistakes_are_told(changes, message, tmp_path):
 
 
 def test_a_missing_experiment_names_those_there_are():
-    with pytest.raises(UsageError, match="there are: paper, published, quickstart, small, smoke"):
+    with pytest.raises(UsageError, match="there are: paper, quickstart, small, smoke"):
         read_experiment(ROOT / "experiments/none.yaml")
 
 
@@ -161,5 +187,5 @@ def test_the_papers_profiles_have_their_own_training_data():
     plan = Plan(read_experiment(ROOT / "experiments/paper.yaml"))
     assert load_config("profiles/mmlu.yaml")["common"]["dataset"] == "mmlu"
     run = plan.run("mmlu", "llama-3.1-8b", "bge-base", "radio")
-    assert plan.checkpoint(run) == "checkpoints/mmlu_radio"
+    assert str(plan.checkpoint(run)) == "checkpoints/mmlu_radio"
     assert str(plan.train_docs(run)) == "dataset/mmlu/train_docs_20000.jsonl"

@@ -6,13 +6,19 @@ import json
 import re
 from html.parser import HTMLParser
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.intervals import Interval
 from utils.report.page import data_uri, render
-from utils.report.plots import category_bars, first_answer_ranks, score_distributions, weight_sweep
+from utils.report.plots import (
+    RANK_BINS,
+    category_bars,
+    first_answer_ranks,
+    rank_shares,
+    score_distributions,
+    weight_sweep,
+)
 from utils.tables import Cell, FilledTable, TableRow
 
 HOSTILE = st.text(min_size=1, max_size=30) | st.sampled_from(
@@ -22,7 +28,7 @@ PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in
 
 
 def fields(text):
-    cell = {"mean": text, "interval": text, "title": text}
+    cell = {"mean": text, "interval": text, "title": text, "expected": text}
     table = {"caption": text, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
@@ -49,21 +55,21 @@ class Elements(HTMLParser):
 
 @given(HOSTILE)
 def test_any_text_leaves_the_pages_elements_as_they_are_and_reaches_the_explorer_whole(text):
-    plain, page = (Elements(render(fields(t), {"views": [], "passages": {"p": t}})) for t in ("plain", text))
+    plain, page = (Elements(render(fields(t), {"views": [{"p": t}]})) for t in ("plain", text))
     assert page.tags == plain.tags
     assert page.attributes == plain.attributes
-    assert json.loads(page.embedded) == {"views": [], "passages": {"p": text}}
+    assert json.loads(page.embedded) == {"views": [{"p": text}]}
 
 
 def test_the_policy_allows_the_pages_own_script_alone():
-    page = render(fields("x"), {"views": [], "passages": {}})
+    page = render(fields("x"), {"views": []})
     (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src &#39;sha256-{digest}&#39;" in page
 
 
 def table(*rows):
-    return FilledTable("t", "c", "base", ("condition",), [("nq", "mrr"), ("nq", "em")], list(rows))
+    return FilledTable("t", "c", "base", ("condition",), [("nq", "mrr"), ("nq", "em")], [], list(rows))
 
 
 def row(condition, mean, metrics=("mrr", "em")):
@@ -83,14 +89,18 @@ def test_a_sweep_is_drawn_from_three_weights_on_and_the_same_each_time():
 
 def test_categories_are_drawn_where_there_are_any():
     columns = [("mmlu", "STEM"), ("mmlu", "Humanities"), ("mmlu", "em")]
-    filled = FilledTable("t", "c", "base", ("condition",), columns, [row("base", 0.5, [m for _, m in columns])])
+    filled = FilledTable("t", "c", "base", ("condition",), columns, [], [row("base", 0.5, [m for _, m in columns])])
     assert "Humanities" in category_bars(filled)
     assert category_bars(table(row("base", 0.5))) is None
 
 
-@pytest.mark.parametrize("values", [[1.0, 0.5, 0.0], [1 / 17, 1 / 3], [0.0]])
-def test_every_question_has_its_place_among_the_ranks(values):
-    assert "rank of the first passage" in first_answer_ranks({"base": values, "radio": [1.0] * len(values)})
+def test_every_question_has_its_place_among_the_ranks():
+    found = rank_shares([1, 1 / 2, 1 / 4, 1 / 5, 1 / 6, 1 / 20, 1 / 21, 1 / 150, 0, 0])
+    assert {name: share * 10 for name, share in found.items() if share} == {
+        "1": 1, "2": 1, "4-5": 2, "6-10": 1, "11-20": 1, "over 20": 2, "none": 2,
+    }  # fmt: skip
+    drawn = first_answer_ranks({"base": [1, 1 / 150], "radio": [0, 0]})
+    assert [name for name in RANK_BINS if f">{name}</text>" in drawn] == ["1", "over 20", "none"]
     assert first_answer_ranks({}) is None
 
 

@@ -14,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paper_tables as script
-from utils.config import run_main
-from utils.experiment import Experiment, Plan
+from utils.classes import outcome_settings
+from utils.config import phase_arguments, run_main
+from utils.expected import read_expected
+from utils.experiment import Experiment
 from utils.intervals import bootstrap, holm, paired_difference
+from utils.plan import Plan
 from utils.table_formats import csv_rows, latex, markdown
-from utils.tables import Results
+from utils.tables import MANIFEST, RAG_SECTIONS, Results
 
 SCORES = {  # run -> EM of ten questions
     "nq.g.retriever": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
@@ -44,6 +47,13 @@ EXPERIMENT = {
 }  # fmt: skip
 
 
+def made_with(plan, run, **changes):
+    """Write the manifest that run_rag.py would have left."""
+    args = phase_arguments(None, RAG_SECTIONS, argv=plan.rag_step(run).words[2:])
+    manifest = {"settings": outcome_settings(args) | changes, "inputs": {str(args.rerank_model_path): "reranker-1"}}
+    (plan.folder(run) / MANIFEST).write_text(json.dumps(manifest))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -63,7 +73,10 @@ def folder(tmp_path, monkeypatch):
             for i, score in enumerate(scores)
         ]
         (run / "intermediate_data.json").write_text(json.dumps(rows))
-        (run / "intermediate_data.json.manifest.json").write_text("{}")
+    plan = Plan(Experiment.model_validate(EXPERIMENT))
+    for run in plan.runs(plan.experiment.tables.values()):
+        if run.name in SCORES:
+            made_with(plan, run)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/own.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     return tmp_path
@@ -100,6 +113,22 @@ def test_differences_are_paired_within_the_generator_and_corrected_over_the_tabl
     assert found["nq.g.r.base", "em"].difference is None
 
 
+def test_runs_of_other_settings_or_another_reranker_are_left_out_and_said(results, folder, capsys):
+    plan = results.plan
+    table = plan.experiment.tables["main"]
+    radio = plan.run("nq", "g", "r", "radio")
+    made_with(plan, radio, rerank_topk=3)
+    assert cells(results.fill("main", table))["nq.g.r.w0.5", "em"].found is None
+    assert "output/nq.g.r.w0.5 was made with other rerank_topk: left out" in capsys.readouterr().out
+    made_with(plan, radio)
+    assert Results(plan, 42).of(radio) is not None
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/nq_radio.manifest.json").write_text(json.dumps({"output_sha256": "reranker-2"}))
+    assert Results(plan, 42).of(radio) is None
+    assert "was made with other reranker" in capsys.readouterr().out
+    assert Results(plan, 42).of(plan.run("nq", "g", "r", "base")) is not None
+
+
 def test_categories_count_their_own_questions(results):
     found = cells(results.fill("mmlu", results.plan.experiment.tables["mmlu"]))
     stem, humanities, social = (found["mmlu.g.r.w0.5", name] for name in ("STEM", "Humanities", "Social Sciences"))
@@ -116,6 +145,7 @@ def test_markdown_latex_and_csv_show_the_same(results):
     assert "| g | RADIO: both, fused | 1.000* |" in text
     assert "| h | retriever's order | - |" in text
     assert "| h | base reranker | .900 [.700, 1.000] |" in text
+    assert table.dropped == [("nq", "f1")]
     tex = latex(table)
     assert r"g & RADIO: both, fused & 100.0$^*$ \\" in tex
     assert r"Main 100 \%" in tex
@@ -146,6 +176,19 @@ def test_under_the_null_hypothesis_p_is_rarely_small():
         ours, theirs = rng.integers(0, 2, (2, 40)).astype(float)
         small += paired_difference(ours.tolist(), theirs.tolist(), trial)[1] < 0.05
     assert small <= 9
+
+
+def test_the_sampled_test_agrees_with_the_exact_one_and_ignores_ties():
+    rng = np.random.default_rng(5)
+    ours, theirs = rng.integers(0, 2, (2, 24)).astype(float)
+    differing = [a - b for a, b in zip(ours, theirs, strict=True) if a != b]
+    assert len(differing) <= 13
+    _, exact = paired_difference(ours, theirs, seed=1)
+    assert exact == pytest.approx(exact_p(differing))
+    graded = np.round(rng.normal(0.4, 1, 16), 1)  # 16 that differ: signs are sampled
+    _, sampled = paired_difference(graded, np.zeros(16), seed=1)
+    assert sampled == pytest.approx(exact_p(graded.tolist()), abs=0.015)
+    assert paired_difference([1.0] * 5000 + [0.0] * 6000, [0.0] * 11000, seed=1)[1] == pytest.approx(2e-4)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -194,7 +237,9 @@ def test_the_script_lists_what_is_missing_and_writes_what_there_is(folder, paper
         row for row in rows if row["generator"] == "g" and row["condition"] == "radio" and row["metric"] == "em"
     ]
     assert (float(radio["mean"]), int(radio["n"]), float(radio["difference"])) == (1.0, 10, 0.8)
+    (folder / "output/tables/all.md").write_text("all of them")
     only = paper_tables("--tables", "mmlu")
+    assert (folder / "output/tables/all.md").read_text() == "all of them"
     assert "By category" in only.stdout
     assert "Main" not in only.stdout
     assert paper_tables("--tables", "none").returncode == 2
@@ -214,6 +259,7 @@ PLACE = {"task": "nq", "generator": "g", "reranker": "r"}
         ([{"value": 8.72, "source": "s", "remark": "no dataset"}], 1, "not compared: em 8.72 (s): no dataset"),
         ([PLACE | {"value": 1, "source": "s", "task": "trivia"}], 2, "'trivia' is not under 'tasks'"),
         ([PLACE | {"value": 1}], 2, "source"),
+        ([PLACE | {"value": 1, "source": "s", "condition": "Radio"}], 2, "condition 'Radio' is none of"),
     ],
 )
 def test_check_compares_with_published_values(paper_tables, values, code, said):
@@ -225,25 +271,22 @@ def test_check_compares_with_published_values(paper_tables, values, code, said):
 
 def test_published_values_stand_beside_the_measured_ones(folder, paper_tables):
     published(
-        PLACE | {"value": 99.5, "source": "Table 2"},
+        PLACE | {"value": 99.5, "source": "Table 2 | NQ"},
         PLACE | {"value": 12, "source": "Table 2", "generator": "h", "condition": "retriever"},
     )
     shown = paper_tables().stdout
-    assert "| g | RADIO: both, fused | 1.000*; published: 99.5 (Table 2) |" in shown
+    assert "| g | RADIO: both, fused | 1.000*; published: 99.5 (Table 2 &#124; NQ) |" in shown
     assert "| h | retriever's order | -; published: 12 (Table 2) |" in shown
+    assert r"published: 99.5 (Table 2 | NQ)" in (folder / "output/tables/main.tex").read_text()
     rows = list(csv.DictReader((folder / "output/tables/main.csv").open()))
-    assert [row["expected"] for row in rows if row["expected"]] == ["99.5 (Table 2)", "12 (Table 2)"]
+    assert [row["expected"] for row in rows if row["expected"]] == ["99.5 (Table 2 | NQ)", "12 (Table 2)"]
 
 
-def test_the_repositorys_published_values_have_sources_and_places(monkeypatch):
-    from utils.expected import compare, read_expected
-    from utils.experiment import read_experiment
-
-    monkeypatch.chdir(ROOT)
-    file = read_expected(ROOT / "experiments/published.yaml")
-    found, unplaced = compare(file, Results(Plan(read_experiment(ROOT / "experiments/paper.yaml")), 1))
-    assert len(found) + len(unplaced) == len(file.values) >= 3
-    assert all(value.remark for value in unplaced)
+def test_the_repositorys_published_values_are_those_of_the_summary_and_placed_nowhere():
+    file = read_expected(ROOT / "experiments/published/paper.yaml")
+    assert {value.value for value in file.values} == {8.72, 2.74, 1.61}
+    assert all("summary" in value.source and value.remark for value in file.values)
+    assert all(None in (value.task, value.generator, value.reranker) for value in file.values)
 
 
 def test_a_failing_command_ends_the_run_with_its_name(folder, paper_tables):

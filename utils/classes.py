@@ -23,11 +23,19 @@ from utils.journal import Journal, resume
 from utils.manifest import Phase, digest, fingerprint
 from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
 from utils.passages import PassageTexts, passages_path
+from utils.retrieval import RETRIEVAL_SETTINGS
 from utils.rows import Candidates, Question
 from utils.trec import write_qrels, write_run
 
 RERANK_CHUNK = 64  # questions between two savings of progress
 RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
+# What a run's answers and rankings depend on, beside its input files.
+OUTCOME_SETTINGS = (
+    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "rerank_use_fp16",
+    "framework", "openai_model", "model_path", "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type",
+    "seed", "prompts",
+)  # fmt: skip
+NO_RETRIEVAL = "closed-book"
 NO_RERANKER = "none"
 ORACLE = "oracle"
 NO_GENERATOR = "none"
@@ -56,7 +64,7 @@ class RagPipeline:
         args = self.args
         if args.retrieval_topk == 0:
             return None
-        from utils.retrieval import RETRIEVAL_SETTINGS, retrieve
+        from utils.retrieval import retrieve
 
         questions = digest([row.model_dump() for row in self.questions])
         inputs = [fingerprint(path) for path in (args.index_path, args.corpus_path, args.retriever_path)]
@@ -173,6 +181,7 @@ class RagPipeline:
         qrels = relevance(candidates, store)
         write_qrels(output / "qrels.trec", qrels)
         write_run(output / "retrieval.trec", candidates, self.args.retrieval_method)
+        (output / "rerank.trec").unlink(missing_ok=True)  # an earlier run's of this name
         if ranked != retrieved:
             candidates = read_rows(ranked, Candidates)
             write_run(output / "rerank.trec", candidates, reranker_name(self.args))
@@ -206,6 +215,12 @@ def reranker_name(args: argparse.Namespace) -> str:
     if args.rerank_model_name in (NO_RERANKER, ORACLE):
         raise UsageError(f"--rerank_model_name {args.rerank_model_name} goes without --rerank_model_path")
     return args.rerank_model_name or Path(args.rerank_model_path).name
+
+
+def outcome_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a finished run is recognised by; they stand in its manifest."""
+    ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
+    return settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS) | {"ranker": ranker}
 
 
 def generator_name(args: argparse.Namespace) -> str:

@@ -124,6 +124,16 @@ def docs_path(args: argparse.Namespace) -> Path:
     return dataset_dir(args) / f"train_docs_{args.train_questions or 'all'}.jsonl"
 
 
+def training_lines_path(args: argparse.Namespace) -> Path:
+    """Where score_cache_to_dataset.py writes and run_finetune.sh reads unless told otherwise."""
+    return dataset_dir(args) / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl"
+
+
+def checkpoint_path(args: argparse.Namespace) -> Path:
+    """Where run_finetune.sh puts the reranker."""
+    return Path(args.output_dir or f"checkpoints/{args.dataset}_radio")
+
+
 def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
     """The named settings, as a manifest records them and a resumed phase compares them."""
     return {key: getattr(args, key) for key in keys}

@@ -1,6 +1,6 @@
 """Published values beside our own, and whether they agree.
 
-A YAML file (``experiments/published.yaml``) holds them, each with its source:
+A YAML file (``experiments/published/paper.yaml``) holds them, each with its source:
 
     tolerance: 1.0                # percentage points, where a value gives none of its own
     values:
@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from utils.config import UsageError
+from utils.experiment import check_condition
 from utils.tables import Cell, FilledTable, Results
 
 
@@ -90,16 +91,15 @@ def read_expected(path: Path) -> ExpectedFile:
 
 def beside(table: FilledTable, file: ExpectedFile) -> FilledTable:
     """The table with the published values in its cells."""
-    shown = {
-        (value.task, value.generator, value.reranker, value.condition, value.metric): value for value in file.values
-    }
+    shown: dict[tuple[str | None, ...], list[str]] = {}
+    for value in file.values:
+        gain = f" % over {value.relative_to}" if value.relative_to else ""
+        key = (value.task, value.generator, value.reranker, value.condition, value.metric)
+        shown.setdefault(key, []).append(f"{value.value:g}{gain} ({value.source})")
 
     def cell(found: Cell, generator: str, reranker: str) -> Cell:
-        value = shown.get((found.run.task, generator, reranker, found.condition, found.metric))
-        if value is None:
-            return found
-        gain = f" % over {value.relative_to}" if value.relative_to else ""
-        return replace(found, expected=f"{value.value:g}{gain} ({value.source})")
+        key = (found.run.task, generator, reranker, found.condition, found.metric)
+        return replace(found, expected="; ".join(shown.get(key, [])))
 
     rows = [replace(row, cells=[cell(found, row.generator, row.reranker) for found in row.cells]) for row in table.rows]
     return replace(table, rows=rows)
@@ -124,6 +124,8 @@ def compare(file: ExpectedFile, results: Results) -> tuple[list[Comparison], lis
         for field, name in (("tasks", value.task), ("generators", value.generator), ("rerankers", value.reranker)):
             if name not in getattr(parts, field):
                 raise UsageError(f"published value {value.value:g} ({value.source}): '{name}' is not under '{field}'")
+        for condition in filter(None, (value.condition, value.relative_to)):
+            check_condition(condition, f"published value {value.value:g} ({value.source})")
         place = (value.task, value.generator, value.reranker)
         measured = results.mean(results.plan.run(*place, value.condition), value.metric)
         if value.relative_to is not None and measured is not None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
+from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import half_precision, local_model, select_devices, torch_device
 from utils.files import parse_row, read_jsonl, sync_folder
 from utils.manifest import Phase
@@ -40,8 +40,8 @@ def main() -> int:
     """Check, train, and put the model in its place; returns the exit code."""
     args = phase_arguments(__doc__, ["finetune"])
     select_devices(args)
-    train_data = Path(args.train_data or dataset_dir(args) / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl")
-    output = Path(args.output_dir or f"checkpoints/{args.dataset}_radio")
+    train_data = Path(args.train_data or training_lines_path(args))
+    output = checkpoint_path(args)
     phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS))
     if phase.is_done(args.overwrite):
         return 0

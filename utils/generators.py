@@ -246,6 +246,7 @@ class VLLMGenerator(LocalGenerator):
         return [output.outputs[0].text.strip() for output in self._model.generate(inputs, sampling)]
 
 
+LOCAL_FRAMEWORKS = ("hf", "vllm", "fschat")
 FRAMEWORKS: dict[str, Callable[[argparse.Namespace], Generator]] = {
     "openai": OpenAIGenerator,
     "hf": HFGenerator,

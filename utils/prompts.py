@@ -64,7 +64,8 @@ class RagPrompt:
 
     def _render(self, question: str, passages: list[str]) -> Prompt:
         reference = format_reference(passages)
-        if template := self.prompts["rag_completion"]:
+        completion = "rag_completion" if passages else "rag_completion_closed_book"
+        if template := self.prompts[completion] or self.prompts["rag_completion"]:
             return template.format(reference=reference, question=question)
         system = self.prompts["rag_system" if passages else "rag_system_closed_book"] or ""
         return [

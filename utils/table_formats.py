@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.experiment import Run, label
+from utils.experiment import label
+from utils.plan import Run
 from utils.tables import LEVEL, Cell, FilledTable
 
 
@@ -106,7 +107,7 @@ def _one_count_a_task(table: FilledTable) -> bool:
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def _shown(cell: Cell) -> str:
@@ -124,15 +125,22 @@ def decimals(value: float) -> str:
 
 
 def _tex_cell(cell: Cell) -> str:
-    if cell.found is None:
-        return "--"
-    mark = "$^*$" if cell.significant else ""
-    if cell.found.low is None or cell.found.high is None:
-        return f"{100 * cell.found.mean:.1f}{mark}"
-    return (
-        f"{100 * cell.found.mean:.1f}{mark} {{\\scriptsize [{100 * cell.found.low:.1f}, {100 * cell.found.high:.1f}]}}"
-    )
+    shown = "--"
+    if cell.found is not None:
+        mean, low, high = (
+            None if x is None else f"{100 * x:.1f}" for x in (cell.found.mean, cell.found.low, cell.found.high)
+        )
+        shown = f"{mean}{'$^*$' if cell.significant else ''}"
+        if low is not None and high is not None:
+            shown += f" {{\\scriptsize [{low}, {high}]}}"
+    return f"{shown} {{\\scriptsize published: {_tex(cell.expected)}}}" if cell.expected else shown
+
+
+TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    **{c: f"\\{c}" for c in "%&_#${}"},
+}  # fmt: skip
 
 
 def _tex(text: str) -> str:
-    return "".join({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "<": "$<$"}.get(c, c) for c in text)
+    return "".join(TEX.get(c, c) for c in text)

@@ -9,11 +9,16 @@ from typing import Any
 
 import orjson
 
-from utils.experiment import Plan, Run, Table, label
+from utils.classes import outcome_settings
+from utils.config import phase_arguments
+from utils.experiment import Table, label
 from utils.intervals import Interval, bootstrap, holm, paired_difference
 from utils.mmlu import CATEGORIES, category_of
+from utils.plan import Plan, Run
 
 LEVEL = 0.05
+MANIFEST = "intermediate_data.json.manifest.json"
+RAG_SECTIONS = ("retrieval", "rag")
 
 
 class RunResults:
@@ -37,7 +42,7 @@ class RunResults:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What made the run."""
-        return orjson.loads((self.folder / "intermediate_data.json.manifest.json").read_bytes())
+        return orjson.loads((self.folder / MANIFEST).read_bytes())
 
     def values(self, metric: str) -> dict[str, float]:
         """Question id -> score; empty if the run has no such metric. A category's is EM over its questions."""
@@ -90,6 +95,8 @@ class FilledTable:
     baseline: str
     label_names: tuple[str, ...]
     columns: list[tuple[str, str]]
+    dropped: list[tuple[str, str]]
+    """Task and metric that no finished run of the task has: MMLU has no F1."""
     rows: list[TableRow]
 
     @property
@@ -108,16 +115,30 @@ class Results:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
-        self._runs: dict[Run, RunResults] = {}
+        self._runs: dict[Run, RunResults | None] = {}
 
     def of(self, run: Run) -> RunResults | None:
-        """The run's results, or None if it was not made."""
+        """The run's results, or None if it was not made, or made with other settings or another reranker."""
         if run not in self._runs:
-            folder = self.plan.folder(run)
-            if not (folder / "intermediate_data.json.manifest.json").exists():
-                return None
-            self._runs[run] = RunResults(folder)
+            found = RunResults(self.plan.folder(run))
+            self._runs[run] = found if self._is_current(run, found) else None
         return self._runs[run]
+
+    def _is_current(self, run: Run, found: RunResults) -> bool:
+        if not (found.folder / MANIFEST).exists():
+            return False
+        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_step(run).words[2:])
+        made_with = found.manifest["settings"]
+        changed = [key for key, value in outcome_settings(args).items() if made_with.get(key) != value]
+        # A fine-tuned reranker has a manifest of its own; a hub's or a downloaded one is taken by its name.
+        reranker = Path(f"{args.rerank_model_path}.manifest.json")
+        if reranker.exists():
+            fingerprint = orjson.loads(reranker.read_bytes())["output_sha256"]
+            if found.manifest["inputs"].get(args.rerank_model_path) != fingerprint:
+                changed.append("reranker")
+        if changed:
+            print(f"{found.folder} was made with other {', '.join(changed)}: left out until it is made again")
+        return not changed
 
     def mean(self, run: Run, metric: str) -> float | None:
         """A run's mean."""
@@ -128,7 +149,8 @@ class Results:
     def fill(self, name: str, table: Table) -> FilledTable:
         """Compute a table; cells of runs that were not made stay empty."""
         columns = [(task, metric) for task in table.tasks for metric in table.metrics]
-        columns = [(task, metric) for task, metric in columns if self._has(table, task, metric)]
+        dropped = [column for column in columns if not self._has(table, *column)]
+        columns = [column for column in columns if column not in dropped]
         names = [part for part in ("generator", "reranker") if len(getattr(table, f"{part}s")) > 1]
         rows = []
         for generator, reranker in self.plan.row_groups(table):
@@ -137,10 +159,11 @@ class Results:
                 cells = [self._cell(table, task, metric, generator, reranker, condition) for task, metric in columns]
                 labels = (*(group[part] for part in names), label(condition))
                 rows.append(TableRow(generator, reranker, labels, cells))
-        return _adjusted(FilledTable(name, table.caption, table.baseline, (*names, "condition"), columns, rows))
+        return _adjusted(
+            FilledTable(name, table.caption, table.baseline, (*names, "condition"), columns, dropped, rows)
+        )
 
     def _has(self, table: Table, task: str, metric: str) -> bool:
-        """A metric that no run of the task has gives no column: MMLU has no F1."""
         runs = [run for run in self.plan.runs([table]) if run.task == task]
         made = [results for run in runs if (results := self.of(run))]
         return not made or any(results.values(metric) for results in made)

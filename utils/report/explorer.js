@@ -35,7 +35,7 @@ function passageText(view, question) {
   const ids = view.kind === "test"
     ? Object.values(question.runs).flatMap((run) => run.ranking.map(([id]) => id))
     : question.passages.map((passage) => passage.id);
-  return [...new Set(ids)].map((id) => data.passages[id]).join("\n").toLowerCase();
+  return [...new Set(ids)].map((id) => view.passages[id]).join("\n").toLowerCase();
 }
 
 function matches(view, question, words) {
@@ -137,7 +137,7 @@ function table(heads, rows) {
 }
 
 function passage(id) {
-  const [title, ...rest] = data.passages[id].split("\n");
+  const [title, ...rest] = currentView().passages[id].split("\n");
   const made = element("details");
   made.append(element("summary", title || id), element("p", rest.join("\n")), element("small", `id ${id}`));
   return made;

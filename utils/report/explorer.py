@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.experiment import Plan, Run
 from utils.files import LineIndex, parse_row, read_jsonl, read_rows
 from utils.fusion import descending, fuse
 from utils.metrics import relevance
 from utils.passages import PassageTexts, passages_path
+from utils.plan import Plan, Run
 from utils.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.score_cache import open_cache
 from utils.tables import Results
@@ -17,7 +17,7 @@ from utils.tables import Results
 Texts = dict[str, str]
 
 
-def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str, Any]], Texts]:
+def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
     """The first questions with a rationale, and their passages by fused score.
 
     Args:
@@ -26,18 +26,20 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
         limit: questions.
 
     Returns:
-        ``{id, question, answers, rationale, passages: [{id, retrieval, rationale, fused, ranks, role,
+        ``questions``: ``{id, question, answers, rationale, passages: [{id, retrieval, rationale, fused, ranks, role,
         answer}]}``, where ranks are by retrieval, rationale and fused score and ``role`` is positive,
-        negative or empty in the training group; and the texts of all passages.
+        negative or empty in the training group; and ``passages``: id -> text.
     """
     docs, folder = plan.train_docs(run), plan.train_folder(run)
-    texts, shown = PassageTexts(passages_path(docs)), {}
+    texts = PassageTexts(passages_path(docs))
+    shown: Texts = {}
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl")
     reasons = read_rows(folder / "reason/train_with_reason.jsonl", Rationale)
     scores = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
     candidates = LineIndex(docs, lambda row: str(row["id"]))
     kept = [parse_row(candidates[key][1], Candidates, str(docs)) for key in scores]
-    qrels = relevance(kept, texts)
+    # Where the answer is a letter, every passage would contain it.
+    qrels = {} if plan.asks_letters(run) else relevance(kept, texts)
     roles = _roles(plan.training_lines(run), {row.query for row in scores.values()})
     found = []
     for reason in reasons:
@@ -61,7 +63,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
                     "fused": round(float(fused[i]), 4),
                     "ranks": [ranking[i] for ranking in ranks],
                     "role": roles.get((row.query, texts[pid]), ""),
-                    "answer": qrels[row.id][pid],
+                    "answer": qrels[row.id][pid] if qrels else 0,
                 }
             )
         found.append(
@@ -73,10 +75,10 @@ def training_questions(plan: Plan, run: Run, limit: int) -> tuple[list[dict[str,
                 "passages": passages,
             }
         )
-    return found, shown
+    return {"questions": found, "passages": shown}
 
 
-def answered_questions(results: Results, runs: list[Run], limit: int) -> tuple[list[dict[str, Any]], Texts]:
+def answered_questions(results: Results, runs: list[Run], limit: int) -> dict[str, Any]:
     """The first questions of a task, as each run ranked and answered them.
 
     Args:
@@ -85,8 +87,8 @@ def answered_questions(results: Results, runs: list[Run], limit: int) -> tuple[l
         limit: questions.
 
     Returns:
-        ``{id, question, answers, relevant: [passage ids], runs: {run: {pred, right, f1, ranking: [[id, score]]}}}``,
-        and the texts of all passages.
+        ``questions``: ``{id, question, answers, relevant: [passage ids], runs: {run: {pred, right, f1, ranking:
+        [[id, score]]}}}``, and ``passages``: id -> text.
     """
     found: dict[str, dict[str, Any]] = {}
     shown: Texts = {}
@@ -115,7 +117,7 @@ def answered_questions(results: Results, runs: list[Run], limit: int) -> tuple[l
                 "f1": score.get("f1"),
                 "ranking": rankings.get(row["id"], []),
             }
-    return list(found.values()), shown
+    return {"questions": list(found.values()), "passages": shown}
 
 
 def run_labels(plan: Plan, runs: list[Run]) -> dict[str, str]:
@@ -146,7 +148,6 @@ def _rankings(
         row.id: [[pid, round(score, 4)] for pid, score in zip(row.passage_ids, row.scores, strict=True)]
         for row in ranked
     }
-    # Where the answer is a letter, every passage would contain it.
     return pairs, {} if manifest["settings"]["answer_type"] == "letter" else relevance(ranked, texts)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from utils.experiment import Plan, Run
+from utils.plan import Plan, Run
+from utils.tables import MANIFEST
 
 
 def phases(plan: Plan, runs: list[Run]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def _manifests(plan: Plan, runs: list[Run]) -> Iterator[Path]:
         paths += sorted(folder.rglob("*.manifest.json"), key=lambda path: path.stat().st_mtime)
     paths += [Path(f"{plan.checkpoint(run)}.manifest.json") for run in tuned]
     for run in runs:
-        manifest = plan.folder(run) / "intermediate_data.json.manifest.json"
+        manifest = plan.folder(run) / MANIFEST
         stages = orjson.loads(manifest.read_bytes()).get("facts", {}).get("stages", {})
         paths += [Path(f"{stage}.manifest.json") for stage in stages.values()]
         paths.append(manifest)

@@ -12,12 +12,13 @@ from utils.intervals import Interval
 from utils.mmlu import CATEGORIES
 from utils.tables import FilledTable
 
-RANK_BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 100))
+# Name -> last rank of the bin.
+RANK_BINS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-10": 10, "11-20": 20, "over 20": 10**9, "none": 0}
 
 
 def weight_sweep(table: FilledTable) -> str | None:
     """Each metric over the rationale score's weight, with intervals; None if the table has no sweep."""
-    rows = [row for row in table.rows if WEIGHT.fullmatch(row.cells[0].condition)]
+    rows = [row for row in table.rows if row.cells and WEIGHT.fullmatch(row.cells[0].condition)]
     rows = [row for row in rows if all(cell.found for cell in row.cells)]
     if len(rows) < 3:
         return None
@@ -84,13 +85,12 @@ def first_answer_ranks(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str |
     if not reciprocal_ranks:
         return None
     figure, axes = _figure()
-    bins = [bounds for bounds in RANK_BINS if any(_in(bounds, rr) for rrs in reciprocal_ranks.values() for rr in rrs)]
-    names = [str(low) if low == high else f"{low}-{high}" for low, high in bins] + ["none"]
-    width = 0.8 / len(reciprocal_ranks)
-    for j, (condition, values) in enumerate(reciprocal_ranks.items()):
-        counts = Counter(next((k for k, bounds in enumerate(bins) if _in(bounds, rr)), len(bins)) for rr in values)
-        x = [k + width * (j - (len(reciprocal_ranks) - 1) / 2) for k in range(len(names))]
-        axes.bar(x, [counts[k] / len(values) for k in range(len(names))], width, label=condition)
+    shares = {condition: rank_shares(values) for condition, values in reciprocal_ranks.items()}
+    names = [name for name in RANK_BINS if any(found[name] for found in shares.values())]
+    width = 0.8 / len(shares)
+    for j, (condition, found) in enumerate(shares.items()):
+        x = [k + width * (j - (len(shares) - 1) / 2) for k in range(len(names))]
+        axes.bar(x, [found[name] for name in names], width, label=condition)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("rank of the first passage with an answer")
     axes.set_ylabel("share of questions")
@@ -98,8 +98,17 @@ def first_answer_ranks(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str |
     return _svg(figure)
 
 
-def _in(bounds: tuple[int, int], reciprocal_rank: float) -> bool:
-    return reciprocal_rank > 0 and bounds[0] <= round(1 / reciprocal_rank) <= bounds[1]
+def rank_shares(reciprocal_ranks: Sequence[float]) -> dict[str, float]:
+    """The share of questions in each of `RANK_BINS`."""
+    counts = Counter(_bin(value) for value in reciprocal_ranks)
+    return {name: counts[name] / len(reciprocal_ranks) for name in RANK_BINS}
+
+
+def _bin(reciprocal_rank: float) -> str:
+    if reciprocal_rank == 0:
+        return "none"
+    rank = round(1 / reciprocal_rank)
+    return next((name for name, last in RANK_BINS.items() if rank <= last), "none")
 
 
 def _errors(found: Sequence[Interval]) -> list[list[float]]:
