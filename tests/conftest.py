@@ -16,6 +16,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ["river", "castle", "engine", "violin", "glacier", "harbour", "comet", "orchard", "tunnel", "lantern"]
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
@@ -120,6 +125,33 @@ def retrieval_args(index, corpus, tiny_encoder) -> SimpleNamespace:
         retrieval_batch_size=4, retrieval_query_max_length=64, retrieval_pooling_method="mean",
         retrieval_use_fp16=True, instruction=None, faiss_gpu=False, faiss_mmap=True, overwrite=False,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory, tokenizer):
+    """A random Llama with a chat template, a BOS, no pad token, and a config that asks for sampling."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("llama-chat-less-name")
+    torch.manual_seed(0)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="[CLS]", eos_token="[SEP]", model_max_length=512
+    )
+    from tokenizers.processors import TemplateProcessing
+
+    fast.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A", special_tokens=[("[CLS]", 101)])
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=128, max_position_embeddings=512, bos_token_id=101, eos_token_id=102, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+    model.save_pretrained(folder)
+    return folder
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

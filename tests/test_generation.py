@@ -4,6 +4,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,6 @@ from utils.generators import FRAMEWORKS, cut_at, make_generator, token_ids
 from utils.prompts import RagPrompt, _cut_longest, format_reference
 
 PROMPTS = load_config()["prompts"]
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 def words(text):
@@ -44,6 +41,21 @@ def test_closed_book_has_no_documents():
     messages = RagPrompt(PROMPTS, 4096, words).build("who?", [])
     assert "own knowledge" in messages[0]["content"]
     assert "Doc" not in messages[0]["content"]
+
+
+def test_closed_book_completions_speak_of_no_documents():
+    prompts = PROMPTS | {"rag_completion": "From the documents.\n{reference}Q: {question}"}
+    assert RagPrompt(prompts, 4096, words).build("who?", []) == "From the documents.\nQ: who?"
+    prompts["rag_completion_closed_book"] = "Q: {question}"
+    assert RagPrompt(prompts, 4096, words).build("who?", []) == "Q: who?"
+    assert RagPrompt(prompts, 4096, words).build("who?", ["T\nx"]).startswith("From the documents.\nDoc 1")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_mmlu", "smoke", "smoke_mmlu", "small", "small_mmlu"])
+def test_the_embedded_llms_prompts_differ_by_the_documents_alone(name):
+    prompts = load_config(f"{ROOT}/profiles/{name}.yaml")["prompts"]
+    with_documents = prompts["rag_completion"].replace("{reference}\n", "").replace(" from the documents", "")
+    assert prompts["rag_completion_closed_book"].rstrip() == with_documents.rstrip()
 
 
 def test_braces_in_passages_and_questions_are_text():
@@ -90,33 +102,6 @@ def test_model_names_cannot_leave_the_folder():
     assert "/" not in file_name("../../etc/passwd")
     assert file_name("..") == "model"
     assert file_name("gpt-4o-mini") == "gpt-4o-mini"
-
-
-@pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory, tokenizer):
-    """A random Llama with a chat template, a BOS, no pad token, and a config that asks for sampling."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("llama-chat-less-name")
-    torch.manual_seed(0)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, bos_token="[CLS]", eos_token="[SEP]", model_max_length=512
-    )
-    from tokenizers.processors import TemplateProcessing
-
-    fast.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A", special_tokens=[("[CLS]", 101)])
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=128, max_position_embeddings=512, bos_token_id=101, eos_token_id=102, initializer_range=0.3,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-    model.generation_config.do_sample = True
-    model.generation_config.temperature = 5.0
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

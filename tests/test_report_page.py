@@ -6,10 +6,12 @@ import json
 import re
 from html.parser import HTMLParser
 
+from conftest import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.intervals import Interval
+from utils.report.explorer import _roles
 from utils.report.page import data_uri, render
 from utils.report.plots import (
     RANK_BINS,
@@ -108,3 +110,13 @@ def test_score_distributions_need_candidates():
     passage = {"retrieval": 0.5, "rationale": 0.4, "answer": 1}
     assert "with an answer, n = 2" in score_distributions([{"passages": [passage, passage]}])
     assert score_distributions([]) is None
+
+
+def test_a_question_with_several_training_lines_shows_every_role(tmp_path):
+    groups = [
+        {"query": "q", "pos": ["a"], "neg": ["b", "c"]},
+        {"query": "q", "pos": ["b"], "neg": ["c"]},
+        {"query": "other", "pos": ["c"], "neg": ["a"]},
+    ]
+    found = _roles(write_jsonl(tmp_path / "lines.jsonl", groups), {"q"})
+    assert found == {("q", "a"): "positive", ("q", "b"): "positive, negative", ("q", "c"): "negative"}

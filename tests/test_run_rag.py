@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from conftest import questions, read_jsonl, write_jsonl
@@ -131,6 +132,20 @@ def test_letters_are_graded_as_letters(rag, tmp_path, run_script):
     graded = run_script("mmlu_evaluation.py", "--run", "output/letters", cwd=tmp_path)
     assert graded.returncode == 0, graded.stderr
     assert "STEM" in graded.stdout
+
+
+@pytest.mark.slow
+def test_other_weights_in_the_generators_folder_are_another_run(rag, tmp_path, tiny_llama):
+    folder = shutil.copytree(tiny_llama, tmp_path / "llama")
+    flags = ["--retrieval_topk", "0", "--framework=hf", "--model_path", folder, "--max_tokens", "3", "--run_name", "hf"]
+    assert rag(*flags).returncode == 0
+    assert "is finished" in rag(*flags).stdout
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
+    again = rag(*flags)
+    assert again.returncode == 0, again.stderr
+    assert "is finished" not in again.stdout
+    assert f"was made with other {folder}" in again.stderr
 
 
 @pytest.mark.parametrize(
