@@ -1,6 +1,7 @@
 """Ask an LLM why the gold answer of each training question is right.
 
     python llm_generation.py --dataset=nq --model=gpt-4o-mini          (key in OPENAI_API_KEY)
+    python llm_generation.py --dataset=nq --dry_run                    (tokens, cost, time and disk, before a request)
     python llm_generation.py --dataset=nq --base_url=http://127.0.0.1:8000/v1 --model=my-model
 
 reads   DATA_DIR/DATASET/train.jsonl                       {id, question, golden_answers}
@@ -8,9 +9,10 @@ writes  DATA_DIR/DATASET/reason/train_with_reason.jsonl    the same rows with "r
         DATA_DIR/DATASET/reason/requests.journal.jsonl     every answer as it arrived
         DATA_DIR/DATASET/reason/failures.jsonl             questions without a usable answer, and why
 
-Up to --concurrency requests are in flight. Run again after a stop, the script asks only what is
-missing. Empty and cut-off answers are failures; with more failures than --max_failures (a share of
-the questions) the exit code is 1, the answers so far are kept and the output is not written.
+Up to --concurrency requests are in flight, fewer while the server answers 429. Ctrl-C lets them finish;
+run again after a stop, the script asks only what is missing. --dry_run tells what a run would take.
+Empty and cut-off answers are failures; with more failures than --max_failures (a share of the
+questions) the exit code is 1, the answers so far are kept and the output is not written.
 """
 
 from __future__ import annotations
@@ -19,15 +21,19 @@ import sys
 
 from utils.config import dataset_dir, phase_arguments, run_main, settings_of
 
+EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
+
 
 def main() -> int:
     """Parse the command line, ask, and write; returns the exit code."""
-    args = phase_arguments(__doc__, ["rationale"])
+    args = phase_arguments(__doc__, ["rationale"], extra=EXTRA)
 
     from utils.files import read_rows, write_lines
+    from utils.forecast import forecast
     from utils.journal import Journal
     from utils.llm import Server, ask_all
     from utils.manifest import Phase
+    from utils.pricing import Budget
     from utils.rationale import rationale_requests
     from utils.rows import Question, Rationale
 
@@ -39,22 +45,35 @@ def main() -> int:
     phase = Phase(output, [source], sampling | prompts)
     if phase.is_done(args.overwrite):
         return 0
-
     requests = rationale_requests(questions, args)
     server = Server(args.base_url, args.api_key, args.timeout, args.max_retries, args.concurrency)
-    with Journal(output.with_name("requests.journal.jsonl")) as journal:
-        outcome = ask_all(requests, server, journal, "rationales")
+    budget = Budget.for_model(args.prices, args.model, args.max_cost)
+    answers = output.with_name("requests.journal.jsonl")
+    if args.dry_run:
+        print(forecast(requests, answers, server, budget, args.max_tokens))
+        return 0
+    with Journal(answers) as journal:
+        outcome = ask_all(requests, server, journal, "rationales", budget=budget)
 
     failed, rows = [], []
     for question, item in zip(questions, requests, strict=True):
         if item.key in outcome.answers:
             reason = outcome.answers[item.key]["text"].strip()
             rows.append(Rationale(**question.model_dump(), reason=reason))
-        else:
+        elif item.key in outcome.failures:
             failed.append({"id": question.id, "question": question.question, "failure": outcome.failures[item.key]})
     failures = output.with_name("failures.jsonl")
     write_lines(failures, failed)
-    print(f"asked {outcome.asked} of {len(questions)}, {outcome.tokens} tokens received, {len(failed)} failed")
+    print(
+        f"asked {outcome.asked} of {len(questions)}, {outcome.tokens} tokens received, {len(failed)} failed, {budget}"
+    )
+    if outcome.unasked:
+        print(
+            f"error: {outcome.unasked} questions were not asked: the answers have cost {budget} of --max_cost "
+            f"{args.max_cost:g}; run the same command with a higher one to go on",
+            file=sys.stderr,
+        )
+        return 1
     if len(failed) > args.max_failures * len(questions):
         print(
             f"error: {len(failed)} of {len(questions)} questions have no rationale; {failures} says why. Run the same "
@@ -63,7 +82,9 @@ def main() -> int:
         )
         return 1
     write_lines(output, rows)
-    phase.finish(len(rows), {"questions without a rationale": len(failed)}, facts=outcome.usage())
+    phase.finish(
+        len(rows), {"questions without a rationale": len(failed)}, facts=outcome.usage() | {"cost": budget.cost}
+    )
     return 0
 
 

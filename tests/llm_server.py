@@ -2,7 +2,8 @@
 
 Prints its port. The reply to a request depends on words in its last message or prompt:
 ``[status 500]`` and the like answer with that status the first ``[times N]`` times (always without),
-``[empty]``, ``[cut]`` and ``[filter]`` give such answers; anything else is echoed with a prefix.
+``[empty]``, ``[cut]`` and ``[filter]`` give such answers; anything else is echoed with a prefix. A second
+argument is a number of open requests beyond which every one is answered with 429 and Retry-After.
 GET /stats tells how often each request came and the most requests that were open at once.
 """
 
@@ -19,6 +20,8 @@ SEEN: Counter[str] = Counter()
 OPEN = {"now": 0, "most": 0}
 KEYS: set[str] = set()
 DELAY = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+BUSY = int(sys.argv[2]) if len(sys.argv) > 2 else sys.maxsize
+REFUSED = Counter({"busy": 0})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,6 +36,13 @@ class Handler(BaseHTTPRequestHandler):
             KEYS.add(self.headers.get("Authorization", ""))
             OPEN["now"] += 1
             OPEN["most"] = max(OPEN.values())
+            busy = OPEN["now"] > BUSY
+            REFUSED["busy"] += busy
+        if busy:
+            with LOCK:
+                OPEN["now"] -= 1
+            self.reply(429, {"error": {"message": "slow down"}}, **{"Retry-After": "0.2"})
+            return
         time.sleep(DELAY)
         with LOCK:
             OPEN["now"] -= 1
@@ -57,13 +67,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         with LOCK:
-            self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "keys": sorted(KEYS)})
+            self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "keys": sorted(KEYS), "busy": REFUSED["busy"]})
 
-    def reply(self, status, body):
+    def reply(self, status, body, **headers):
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 

@@ -152,3 +152,122 @@ def test_sigkill_costs_only_what_was_in_flight(llm_server, tmp_path):
     assert sum(server.stats()["seen"].values()) <= 60 + 3 * 4
     manifest = tmp_path / "dataset/own/reason/train_with_reason.jsonl.manifest.json"
     assert json.loads(manifest.read_text())["rows"] == 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_what_is_in_flight_finish(llm_server, tmp_path, number):
+    server = llm_server(0.5)
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(40))
+    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
+    command += ["--concurrency", "4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while len(server.stats()["seen"]) < 6:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again to go on" in said
+    assert "Traceback" not in said
+    asked = server.stats()["seen"]
+    kept = (tmp_path / "dataset/own/reason/requests.journal.jsonl").read_bytes().splitlines()
+    assert len(kept) - 1 == len(asked) < 40
+    assert subprocess.run(command, cwd=tmp_path, env=environment, stderr=-3).returncode == 0
+    assert sum(server.stats()["seen"].values()) == 40
+
+
+def test_a_second_signal_ends_it_at_once(llm_server, tmp_path):
+    server = llm_server(20.0)
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(4))
+    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    while len(server.stats()["seen"]) < 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+def test_two_runs_of_one_output_are_refused(ask, llm_server, tmp_path):
+    server = llm_server(0.5)
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(8))
+    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
+    first = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3)
+    while not server.stats()["seen"]:
+        time.sleep(0.02)
+    second = ask(server.base_url)
+    assert second.returncode == 2
+    assert "is being written by another run" in second.stderr
+    assert first.wait(30) == 0
+    assert "is finished" in ask(server.base_url).stdout
+
+
+def test_a_busy_server_is_asked_less_at_once_and_loses_nothing(ask, llm_server, tmp_path):
+    server = llm_server(0.05, busy=4)
+    result = ask(server.base_url, "--concurrency", "32", rows=questions(120))
+    assert result.returncode == 0, result.stderr
+    assert len(reasons(tmp_path)) == 120
+    # Thirty-two at once would be refused about 28 times a round.
+    assert 0 < server.stats()["busy"] < 120
+
+
+def test_the_window_grows_to_the_limit_and_no_further(ask, llm_server):
+    server = llm_server(0.1)
+    assert ask(server.base_url, "--concurrency", "24", rows=questions(150)).returncode == 0
+    assert 20 <= server.stats()["most_open"] <= 24
+
+
+def profile(tmp_path, **prices):
+    path = tmp_path / "priced.yaml"
+    path.write_text(json.dumps({"prices": prices}))
+    return ["--config", path]
+
+
+def test_a_run_stops_at_its_cost_and_goes_on_with_more(ask, llm_server, tmp_path):
+    server = llm_server(0.01)
+    own = [*profile(tmp_path, mine=[0, 1_000_000]), "--model", "mine", "--concurrency", "2"]  # five dollars an answer
+    stopped = ask(server.base_url, *own, "--max_cost", "50", rows=questions(40))
+    assert stopped.returncode == 1
+    assert "of --max_cost 50" in stopped.stderr
+    asked = sum(server.stats()["seen"].values())
+    assert 10 <= asked <= 11
+    assert ask(server.base_url, *own, "--max_cost", "50").returncode == 1
+    assert sum(server.stats()["seen"].values()) == asked
+    done = ask(server.base_url, *own, "--max_cost", "500")
+    assert done.returncode == 0, done.stderr
+    assert "$200.0000" in done.stdout
+    manifest = json.loads((tmp_path / "dataset/own/reason/train_with_reason.jsonl.manifest.json").read_text())
+    assert manifest["facts"]["cost"] == 200
+    assert manifest["facts"]["completion_tokens"] == 200
+
+
+def test_a_limit_without_a_price_is_refused_and_an_unknown_price_said(ask, llm_server, tmp_path):
+    server = llm_server()
+    refused = ask(server.base_url, "--model", "unheard-of", "--max_cost", "1", rows=questions(2))
+    assert (refused.returncode, "prices section" in refused.stderr) == (2, True)
+    assert "cost unknown" in ask(server.base_url, "--model", "unheard-of").stdout
+    wrong = ask(server.base_url, *profile(tmp_path, mine="cheap"), "--model", "mine", "--overwrite")
+    assert "must be [prompt, completion] dollars" in wrong.stderr
+
+
+def test_a_dry_run_asks_nothing_and_tells_what_is_left(ask, llm_server, tmp_path):
+    server = llm_server(0.05)
+    own = [*profile(tmp_path, mine=[1, 2]), "--model", "mine"]
+    blank = ask(server.base_url, *own, "--dry_run", rows=questions(10))
+    assert blank.returncode == 0, blank.stderr
+    assert "10 rows: 0 answered already, 10 to ask" in blank.stdout
+    assert "10,000 out (at most)" in blank.stdout
+    assert server.stats()["seen"] == {}
+    assert not (tmp_path / "dataset/own/reason").exists()
+    assert ask(server.base_url, *own).returncode == 0
+    more = ask(server.base_url, *own, "--dry_run", rows=questions(1010))
+    assert "1010 rows: 10 answered already, 1000 to ask" in more.stdout
+    assert "5,000 out (about, by 10 answers)" in more.stdout
+    assert "time: 0.0 minutes, 64 at once" in more.stdout
+    assert sum(server.stats()["seen"].values()) == 10

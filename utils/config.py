@@ -19,6 +19,7 @@ import yaml
 
 BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
+FREE_SECTION = "prices"  # the user's own keys
 
 
 class UsageError(Exception):
@@ -48,6 +49,9 @@ def load_config(profile: str | None = None) -> Config:
     for section, values in overlay.items():
         if section not in config:
             raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
+        if section == FREE_SECTION:
+            config[section] |= values or {}
+            continue
         for key, value in (values or {}).items():
             if key not in config[section]:
                 hint = _nearest(key, config[section])
@@ -71,8 +75,8 @@ def phase_arguments(
         extra: flags of this script alone, as ``(flag, add_argument's keywords)``.
 
     Returns:
-        A namespace with one attribute a key, ``prompts`` (the section of that name), ``overwrite``
-        and the extras. Secrets come from ``--api_key``, else the environment, else the file.
+        A namespace with one attribute a key, ``prompts`` and ``prices`` (the sections of that name),
+        ``overwrite`` and the extras. Secrets come from ``--api_key``, else the environment, else the file.
     """
     sections = ("common", *sections)
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -101,7 +105,7 @@ def phase_arguments(
                 help=f"{comments.get((section, key), '')} [{shown}]".replace("%", "%%"),
             )
     args = parser.parse_args(argv)
-    args.prompts = config["prompts"]
+    args.prompts, args.prices = config["prompts"], config["prices"]
     check_dataset_name(args.dataset)
     if "api_key" in vars(args) and not any(a.startswith("--api_key") for a in argv or sys.argv[1:]):
         args.api_key = os.environ.get("OPENAI_API_KEY") or args.api_key

@@ -15,6 +15,7 @@ from utils.files import file_name
 from utils.journal import Journal, in_chunks, resume
 from utils.llm import Server, ask_all, request
 from utils.manifest import digest, fingerprint
+from utils.pricing import Budget
 
 Messages = list[dict[str, str]]
 Prompt = str | Messages
@@ -69,14 +70,20 @@ class OpenAIGenerator:
             for prompt in prompts
         ]
         with Journal(self._journal) as journal:
-            outcome = ask_all(requests, self._server, journal, "generate", accept_any=True)
+            budget = Budget.for_model(args.prices, self.name, args.max_cost)
+            outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=budget)
+        if outcome.unasked:
+            raise UsageError(
+                f"{outcome.unasked} requests were not sent: the answers have cost {budget} of --max_cost "
+                f"{args.max_cost:g}; run the same command with a higher one to go on"
+            )
         if outcome.failures:
             reasons = sorted(set(outcome.failures.values()))
             raise UsageError(
                 f"{len(outcome.failures)} of {len(prompts)} requests failed ({'; '.join(reasons[:3])}); "
                 "run the same command again to ask only these"
             )
-        self.facts = outcome.usage()
+        self.facts = outcome.usage() | {"cost": budget.cost}
         return [outcome.answers[item.key]["text"].strip() for item in requests]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
+from utils.config import UsageError
 from utils.files import dump_line
 from utils.manifest import digest
 
@@ -26,39 +29,21 @@ class Journal:
         made_with: settings that the records depend on. If the file was made with others it is
             begun anew, and that is said. None: the keys alone say what a record depends on.
         sync_every: seconds between fsyncs, the most a power cut can lose.
+
+    Raises:
+        UsageError: another run has the journal open. The kernel ends its claim with its process.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.records: dict[str, dict[str, Any]] = {}
         self._sync_every, self._synced = sync_every, time.monotonic()
         header = digest(made_with)
-        keep = self._load(header) if self.path.exists() else 0
-        self._file = open(self.path, "ab")
+        self._file = locked(self.path)
+        self.records, keep = read_records(self.path, header)
         self._file.truncate(keep)
         if keep == 0:
             self._write({"made_with": header})
-
-    def _load(self, header: str) -> int:
-        """Read whole records; returns the offset up to which the file is sound (0: begin anew)."""
-        sound = 0
-        with open(self.path, "rb") as handle:
-            for line in handle:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    break
-                if sound == 0:
-                    if record.get("made_with") != header:
-                        print(f"{self.path}: left by other inputs or settings; begun anew", file=sys.stderr)
-                        return 0
-                else:
-                    self.records[record.pop("key")] = record
-                sound += len(line)
-        return sound
 
     def __contains__(self, key: str) -> bool:
         return key in self.records
@@ -90,8 +75,50 @@ class Journal:
 
     def delete(self) -> None:
         """Remove the journal once its records stand in a finished output."""
-        self.close()
         self.path.unlink(missing_ok=True)
+        self.close()
+
+
+def read_records(path: Path, header: str) -> tuple[dict[str, dict[str, Any]], int]:
+    """The whole records of a journal by key, and the offset up to which the file is sound (0: begin anew)."""
+    records: dict[str, dict[str, Any]] = {}
+    sound = 0
+    with open(path, "rb") as handle:
+        for line in handle:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                break
+            if sound == 0:
+                if record.get("made_with") != header:
+                    print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
+                    return {}, 0
+            else:
+                records[record.pop("key")] = record
+            sound += len(line)
+    return records, sound
+
+
+def locked(path: Path) -> IO[bytes]:
+    """Open a file for appending that no other run may write.
+
+    Raises:
+        UsageError: another run has it.
+    """
+    while True:
+        file = open(path, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UsageError(f"{path} is being written by another run; wait for it, or stop it first") from None
+        # The run that had it may have removed it between our opening and our claim.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
 
 
 def in_chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
