@@ -104,6 +104,7 @@ def shown(table: FilledTable) -> dict[str, Any]:
 
     return {
         "caption": title(table),
+        "labels": len(table.label_names),
         "heads": [*table.label_names, *column_heads(table)],
         "rows": [{"labels": row.labels, "cells": [cell(c) for c in row.cells]} for row in table.rows],
         "note": note(table),

@@ -31,7 +31,7 @@ PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in
 
 def fields(text):
     cell = {"mean": text, "interval": text, "title": text, "expected": text}
-    table = {"caption": text, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
+    table = {"caption": text, "labels": 1, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
         "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],
