@@ -111,14 +111,16 @@ def test_own_format_gives_the_same_lines_as_the_published(tmp_path):
     assert own[0].stat().st_size < published_size / 2  # these texts are twelve words; real ones a hundred
 
 
-def test_negatives_with_an_answer_are_counted(tmp_path):
+@pytest.mark.parametrize(("answers", "positives"), [(["p4", "p13", "p5"], 0), (["p4", "p13", "p0"], 1)])
+def test_passages_with_an_answer_are_counted(tmp_path, answers, positives):
     ids = [f"p{i}" for i in range(20)]
     row = {"id": "1", "query": "q", "passage_ids": ids, "scores": [20.0 - i for i in range(20)]}
     write_jsonl(tmp_path / "docs.passages.jsonl", [{"id": p, "contents": f"T\nthe {p} passage"} for p in ids])
-    write_jsonl(tmp_path / "docs.jsonl", [{"id": "1", "question": "q", "golden_answers": ["p4", "p13", "p5"]}])
+    write_jsonl(tmp_path / "docs.jsonl", [{"id": "1", "question": "q", "golden_answers": answers}])
     _, manifest = fuse_files(tmp_path, *caches(tmp_path, [row], [row]))
     assert manifest["facts"]["negatives"] == 6
     assert manifest["facts"]["negatives with an answer"] == 2
+    assert (manifest["facts"]["positives"], manifest["facts"]["positives with an answer"]) == (1, positives)
 
 
 def test_questions_without_rationale_are_left_out_and_counted(tmp_path):

@@ -40,9 +40,9 @@ def training_groups(
         sampling: a key of `utils.sampling.SAMPLERS`.
         topk: passages kept.
         counts: receives ``questions with too few passages`` (left out), ``repeated passages``,
-            ``negatives`` and, with ``answer_in``, ``negatives with an answer``.
+            ``positives``, ``negatives`` and, with ``answer_in``, those of each ``with an answer``.
         text_of: text of a passage in the ranking.
-        answer_in: ``(question id, text) -> bool``, to count negatives that contain an answer.
+        answer_in: ``(question id, text) -> bool``, to count passages that contain an answer.
     """
     needed = passages_needed(sampling, topk)
     for ranking in rankings:
@@ -57,9 +57,10 @@ def training_groups(
             counts["questions with too few passages"] += 1
             continue
         for positives, negatives in SAMPLERS[sampling](list(texts)):
-            counts["negatives"] += len(negatives)
-            if answer_in and ranking.query_id is not None:
-                counts["negatives with an answer"] += sum(answer_in(ranking.query_id, text) for text in negatives)
+            for kind, chosen in (("positives", positives), ("negatives", negatives)):
+                counts[kind] += len(chosen)
+                if answer_in and ranking.query_id is not None:
+                    counts[f"{kind} with an answer"] += sum(answer_in(ranking.query_id, text) for text in chosen)
             yield TrainingGroup(query=ranking.query, pos=positives, neg=negatives)
 
 
@@ -112,10 +113,13 @@ def write_training_file(
     if first is None:
         raise UsageError(f"no training line could be made of {reason_cache} and {retrieval_cache}: {dict(counts)}")
     rows = write_lines(output, itertools.chain([first], groups))
-    known = ("constant score lists", "negatives", "negatives with an answer")
-    facts = {fact: counts.pop(fact) for fact in known if fact in counts}
-    if with_answer := facts.get("negatives with an answer"):
-        print(f"{with_answer / facts['negatives']:.1%} of the negatives contain an answer of their question")
+    kinds = [kind + suffix for kind in ("positives", "negatives") for suffix in ("", " with an answer")]
+    facts = {fact: counts.pop(fact) for fact in ("constant score lists", *kinds) if fact in counts}
+    if all(kind in facts for kind in kinds):
+        shares = [facts[f"{kind} with an answer"] / facts[kind] for kind in ("positives", "negatives")]
+        print(
+            f"{shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer of their question"
+        )
     phase.finish(rows, counts, facts=facts)
 
 
