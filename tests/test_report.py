@@ -63,8 +63,8 @@ def made(tmp_path_factory, run_script, index, corpus, tiny_encoder, tiny_reranke
     rag = ["run_rag.py", "--config", "own.yaml", "--run_name"]
     run(*rag, "own.none.retriever")
     run(*rag, "own.none.oracle", "--rerank_model_name", "oracle")
-    for name in ("base", "w0.5"):
-        run(*rag, f"own.none.tiny.{name}", "--rerank_model_path", tiny_reranker, "--rerank_model_name", f"tiny_{name}")
+    for condition, name in (("base", "tiny"), ("w0.5", "tiny_w0.5")):
+        run(*rag, f"own.none.tiny.{condition}", "--rerank_model_path", tiny_reranker, "--rerank_model_name", name)
     for name, right in {"own.none.retriever": [], "own.none.tiny.base": [0, 1], "own.none.tiny.w0.5": [1, 2]}.items():
         path = folder / f"output/{name}/intermediate_data.json"
         answered = json.loads(path.read_text())
