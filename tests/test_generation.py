@@ -121,6 +121,8 @@ def args(tiny_llama, tmp_path):
         max_retries=0,
         concurrency=4,
         seed=1,
+        prices={},
+        max_cost=0.0,
         save_dir=str(tmp_path / "output"),
         gpu_memory_utilization=0.5,
     )
