@@ -154,6 +154,7 @@ def test_sigkill_costs_only_what_was_in_flight(llm_server, tmp_path):
     assert json.loads(manifest.read_text())["rows"] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_what_is_in_flight_finish(llm_server, tmp_path, number):
     server = llm_server(0.5)
@@ -217,6 +218,7 @@ def test_a_busy_server_is_asked_less_at_once_and_loses_nothing(ask, llm_server, 
     assert 0 < server.stats()["busy"] < 120
 
 
+@pytest.mark.slow
 def test_the_window_grows_to_the_limit_and_no_further(ask, llm_server):
     server = llm_server(0.1)
     assert ask(server.base_url, "--concurrency", "24", rows=questions(150)).returncode == 0

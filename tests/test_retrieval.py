@@ -135,6 +135,7 @@ def test_get_docs_writes_candidates_and_each_passage_once(retrieval_args, run_sc
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_get_docs_goes_on_after_a_kill(retrieval_args, run_script, tmp_path):
     write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(400))
     command = [sys.executable, str(ROOT / get_docs_flags(retrieval_args)[0]), *get_docs_flags(retrieval_args)[1:]]

@@ -66,6 +66,7 @@ def test_ranking_metrics_agree_with_counting_by_hand(rag, tmp_path):
     assert not (folder / "rerank.trec").exists()
 
 
+@pytest.mark.slow
 def test_trec_files_give_an_evaluator_the_reported_values(rag, tmp_path, tiny_reranker):
     import ir_measures
 
@@ -85,6 +86,7 @@ def test_trec_files_give_an_evaluator_the_reported_values(rag, tmp_path, tiny_re
     assert all("pred" not in row["output"] and len(row["output"]["retrieval_result"]) == 5 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_oracle_puts_answers_first_and_is_never_beaten(rag, tmp_path):
     assert rag("--framework=none").returncode == 0
     assert rag("--framework=none", "--rerank_model_name=oracle").returncode == 0
@@ -98,6 +100,7 @@ def test_the_oracle_puts_answers_first_and_is_never_beaten(rag, tmp_path):
     assert len(rows) == 6 * 20
 
 
+@pytest.mark.slow
 def test_another_reranker_does_not_retrieve_again_and_a_finished_run_is_said(rag, tmp_path, tiny_reranker):
     assert "retrieve:" in rag().stderr
     second = rag(f"--rerank_model_path={tiny_reranker}")
