@@ -32,18 +32,35 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
     """Run one of the project's scripts as a process; relative paths are those of ``cwd``."""
 
     def run(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-        command = [str(word) for word in words]
-        if command[0].endswith(".sh"):
-            command = ["sh", str(ROOT / command[0]), *command[1:]]
-        elif command[0] == "-m":
-            command = [sys.executable, *command]
-        else:
-            command = [sys.executable, str(ROOT / command[0]), *command[1:]]
-        environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
-        environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **env}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command(words), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300
+        )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start_script() -> Callable[..., subprocess.Popen]:
+    """Start one of the project's scripts in a process group of its own, to be killed."""
+
+    def start(*words: object, cwd: Path, **env: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            command(words), cwd=cwd, env=environment(env), stdout=-3, stderr=-3, start_new_session=True
+        )
+
+    return start
+
+
+def command(words: tuple[object, ...]) -> list[str]:
+    first, *rest = (str(word) for word in words)
+    if first.endswith(".sh"):
+        return ["sh", str(ROOT / first), *rest]
+    return [sys.executable, *([first] if first == "-m" else [str(ROOT / first)]), *rest]
+
+
+def environment(own: dict[str, str]) -> dict[str, str]:
+    known = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
+    return known | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **own}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -20,14 +23,16 @@ def groups(count, negatives=6):
 
 
 @pytest.fixture
-def finetune(run_script, tmp_path, tiny_reranker):
-    def run(*flags, rows=None):
+def finetune(run_script, start_script, tmp_path, tiny_reranker):
+    def run(*flags, rows=None, start=False):
         if rows is not None:
             write_jsonl(tmp_path / "lines.jsonl", rows)
         base = [
             "--train_data", "lines.jsonl", "--base_model", tiny_reranker, "--output_dir", "checkpoints/new",
             "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--logging_steps", "1",
         ]  # fmt: skip
+        if start:
+            return start_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
         return run_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
 
     return run
@@ -78,6 +83,64 @@ def test_two_processes_train_through_torchrun(finetune, tmp_path):
     assert "torch.distributed.run --standalone --nproc_per_node 2" in result.stdout
     assert len(losses(result)) == 2
     assert (tmp_path / "checkpoints/new/model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_training_ends_with_the_same_bytes(finetune, tmp_path, processes):
+    """Nine negatives of which six are drawn, dropout, two epochs: everything random must come back."""
+    flags = ["--checkpoint_steps", "5", "--num_train_epochs", "2", "--learning_rate", "1e-3"]
+    flags += ["--per_device_train_batch_size", str(4 // processes), "--nproc_per_node", str(processes)]
+    whole = finetune(*flags, "--output_dir", "checkpoints/whole", rows=groups(80, negatives=9))
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    unfinished = tmp_path / "checkpoints/new.unfinished"
+    for step in (5, 25):  # in the first epoch and in the second
+        process = finetune(*flags, start=True)
+        while not (unfinished / f"checkpoint-{step}/complete").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "checkpoints/new").exists()
+    resumed = finetune(*flags)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "going on from checkpoints/new.unfinished/checkpoint-" in resumed.stdout
+    assert 1 <= len(losses(resumed)) <= 15
+    first, second = (tmp_path / f"checkpoints/{name}" for name in ("whole", "new"))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
+    assert not list(second.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_what_other_settings_left_is_not_gone_on_with(finetune, tmp_path):
+    unfinished = tmp_path / "checkpoints/new.unfinished"
+    (unfinished / "checkpoint-3").mkdir(parents=True)
+    (unfinished / "checkpoint-3/complete").touch()
+    (unfinished / "made_with").write_text("another key")
+    result = finetune(rows=groups(8))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "going on from" not in result.stdout
+
+
+def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
+    from utils.finetune import checkpoint_to_resume
+
+    assert checkpoint_to_resume(tmp_path) is None
+    for step, whole in ((5, True), (20, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}/complete").touch()
+    assert checkpoint_to_resume(tmp_path) == str(tmp_path / "checkpoint-20")
+
+
+def test_two_trainings_into_one_folder_are_refused(finetune, tmp_path):
+    from utils.files import locked
+
+    (tmp_path / "checkpoints").mkdir()
+    with locked(tmp_path / "checkpoints/new.lock"):
+        result = finetune(rows=groups(4))
+    assert (result.returncode, "is being written by another run" in result.stderr) == (2, True)
 
 
 def test_the_pair_limit_is_the_sum_and_reaches_the_tokeniser(tiny_reranker, tokenizer, tmp_path):

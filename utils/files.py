@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -159,6 +160,26 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def locked(path: Path) -> IO[bytes]:
+    """Open a file for appending that no other run may write.
+
+    Raises:
+        UsageError: another run has it.
+    """
+    while True:
+        file = open(path, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UsageError(f"{path} is being written by another run; wait for it, or stop it first") from None
+        # The run that had it may have removed it between our opening and our claim.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
 
 
 def sync_folder(path: Path) -> None:

@@ -5,7 +5,8 @@
     sh run_finetune.sh --train_data my_lines.jsonl --output_dir checkpoints/mine --precision bf16
 
 reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
-writes  --output_dir, a Hugging Face folder, once training has ended well
+writes  --output_dir, a Hugging Face folder, once training has ended well; until then
+        OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
 
 The training file and the settings are checked before a model loads. The pair limit is
 --query_max_len + --passage_max_len: FlagEmbedding accepts --max_len and ignores it.
@@ -22,11 +23,14 @@ from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import half_precision, local_model, select_devices, torch_device
-from utils.files import parse_row, read_jsonl, sync_folder
+from utils.files import locked, parse_row, read_jsonl, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
 
-MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"
+MODULE = "utils.train_reranker"
+COMPLETE = "complete"  # a checkpoint folder has this file when it is whole
+MADE_WITH = "made_with"
+PARENT = "TRAINING_PID"  # environment variable: the process that training must not outlive
 # Passed on under FlagEmbedding's and transformers' own names.
 PASSED_ON = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -52,18 +56,44 @@ def main() -> int:
     check_pair_length(base_model, args)
 
     unfinished = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    command = training_command(args, base_model, train_data, unfinished)
-    print(" ".join(command), flush=True)
-    code = subprocess.run(command).returncode
-    if code:
-        print(f"error: training ended with exit code {code}; {unfinished} holds what it left", file=sys.stderr)
-        return 1
-    shutil.rmtree(output, ignore_errors=True)
-    os.replace(unfinished, output)
-    sync_folder(output.parent)
-    phase.finish(groups)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with locked(unfinished.with_suffix(".lock")):
+        prepare(unfinished, phase.key)
+        command = training_command(args, base_model, train_data, unfinished)
+        print(" ".join(command), flush=True)
+        code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
+        if code:
+            print(
+                f"error: training ended with exit code {code}; the same command goes on from the last checkpoint in "
+                f"{unfinished}",
+                file=sys.stderr,
+            )
+            return 1
+        for scrap in (*unfinished.glob("checkpoint-*"), unfinished / MADE_WITH):
+            shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+        shutil.rmtree(output, ignore_errors=True)
+        os.replace(unfinished, output)
+        sync_folder(output.parent)
+        phase.finish(groups)
     return 0
+
+
+def prepare(unfinished: Path, key: str) -> None:
+    """Keep what an earlier call with the same inputs and settings left; remove what another left."""
+    made_with = unfinished / MADE_WITH
+    if made_with.exists() and made_with.read_text() == key:
+        if checkpoint := checkpoint_to_resume(unfinished):
+            print(f"going on from {checkpoint}")
+        return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    made_with.write_text(key)
+
+
+def checkpoint_to_resume(folder: Path) -> str | None:
+    """The last whole checkpoint of an unfinished training; a kill while one is written leaves it without its mark."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def check_training_file(path: Path, args: argparse.Namespace) -> int:
@@ -130,7 +160,9 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         "model_name_or_path": base_model,
         "train_data": str(train_data),
         "output_dir": str(output),
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": str(args.checkpoint_steps),
+        "save_total_limit": "2",
         "dataloader_drop_last": "True",
         "report_to": "none",
     }

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
-from utils.config import UsageError
-from utils.files import dump_line
+from utils.files import dump_line, locked
 from utils.manifest import digest
 
 
@@ -99,26 +96,6 @@ def read_records(path: Path, header: str) -> tuple[dict[str, dict[str, Any]], in
                 records[record.pop("key")] = record
             sound += len(line)
     return records, sound
-
-
-def locked(path: Path) -> IO[bytes]:
-    """Open a file for appending that no other run may write.
-
-    Raises:
-        UsageError: another run has it.
-    """
-    while True:
-        file = open(path, "ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UsageError(f"{path} is being written by another run; wait for it, or stop it first") from None
-        # The run that had it may have removed it between our opening and our claim.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()
 
 
 def in_chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
