@@ -1,9 +1,13 @@
 """Small real parts shared by the tests: tiny random models with MiniLM's tokenizer, a corpus, an HTTP LLM."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import traceback
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -27,16 +31,46 @@ def no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
+# Their phases start no processes whose words would be lost; in this process FlashRAG and torch load once for all tests.
+IN_PROCESS = {"dataset_generation.py", "import_rationales.py", "llm_generation.py", "mmlu_evaluation.py", "run_rag.py"}
+
+
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess]:
-    """Run one of the project's scripts as a process; relative paths are those of ``cwd``."""
+    """Run one of the project's scripts as its user would; relative paths are those of ``cwd``."""
 
     def run(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+        if words[0] in IN_PROCESS:
+            return run_here([str(word) for word in words], cwd, env)
         return subprocess.run(
             command(words), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300
         )
 
     return run
+
+
+def run_here(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+    said, complained = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(complained),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", words)
+        for name in os.environ.keys() - environment(env).keys():
+            patch.delenv(name)
+        for name, value in ({"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "")} | env).items():
+            patch.setenv(name, value)
+        try:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        except Exception:
+            complained.write(traceback.format_exc())
+            code = 1
+    return subprocess.CompletedProcess(words, code, said.getvalue(), complained.getvalue())
 
 
 @pytest.fixture(scope="session")
