@@ -69,8 +69,8 @@ def main() -> int:
     )
     if outcome.unasked:
         print(
-            f"error: {outcome.unasked} questions were not asked: the answers have cost {budget} of --max_cost "
-            f"{args.max_cost:g}; run the same command with a higher one to go on",
+            f"error: {outcome.unasked} questions were not asked: {outcome.stopped}; the answers so far are kept, and "
+            "the same command goes on (--max_cost raises the limit)",
             file=sys.stderr,
         )
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
@@ -20,6 +21,8 @@ import yaml
 BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
 FREE_SECTION = "prices"  # the user's own keys
+# Faults of the machine that are no faults of the program.
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UsageError(Exception):
@@ -143,12 +146,29 @@ def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
     return {key: getattr(args, key) for key in keys}
 
 
+def printable(text: str) -> str:
+    """Text of models, servers and files without what would steer a terminal: control characters as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_main(main: Any) -> None:
-    """Run a script's ``main``; a `UsageError` ends it with its message and exit code 2, no traceback."""
+    """Run a script's ``main`` and exit with its code.
+
+    A `UsageError`, and a disk that is full or must not be written, end it with a message and code 2, no traceback.
+    """
     try:
         code = main()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        print(
+            f"error: {printable(str(error))}; finished files are as they were. Once that is mended, the same command "
+            "goes on",
+            file=sys.stderr,
+        )
         code = 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

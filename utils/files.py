@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -162,14 +163,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         aside.unlink(missing_ok=True)
 
 
-def locked(path: Path) -> IO[bytes]:
-    """Open a file for appending that no other run may write.
+def locked(path: Path) -> FileIO:
+    """Open a file, unbuffered and for appending, that no other run may write.
 
     Raises:
         UsageError: another run has it.
     """
     while True:
-        file = open(path, "ab")
+        file = open(path, "ab", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import dump_line
-from utils.journal import read_records
+from utils.journal import journal_records
 from utils.llm import Request, Server
-from utils.manifest import digest
 from utils.pricing import Budget
 
 CHARACTERS_PER_TOKEN = 4  # English, until answers tell better
@@ -28,7 +27,7 @@ def forecast(requests: Sequence[Request], journal: Path, server: Server, budget:
         budget: for its price.
         max_tokens: most new tokens of an answer.
     """
-    known = read_records(journal, digest(None))[0] if journal.exists() else {}
+    known = journal_records(journal)[0] if journal.exists() else {}
     unique = {item.key: item for item in requests}
     done = {key: known[key] for key in unique if key in known}
     todo = [item for key, item in unique.items() if key not in known]

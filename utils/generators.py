@@ -74,8 +74,8 @@ class OpenAIGenerator:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=budget)
         if outcome.unasked:
             raise UsageError(
-                f"{outcome.unasked} requests were not sent: the answers have cost {budget} of --max_cost "
-                f"{args.max_cost:g}; run the same command with a higher one to go on"
+                f"{outcome.unasked} requests were not sent: {outcome.stopped}; the answers so far are kept, and the "
+                "same command goes on (--max_cost raises the limit)"
             )
         if outcome.failures:
             reasons = sorted(set(outcome.failures.values()))

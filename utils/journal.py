@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from utils.config import UsageError
 from utils.files import dump_line, locked
 from utils.manifest import digest
 
@@ -19,7 +20,7 @@ class Journal:
     """Append-only records of finished work, found again by key after a kill.
 
     Each line is ``{"key": ..., **record}``. A torn last line, whatever the byte, is cut off when the
-    journal is opened: it costs that record and no other.
+    journal is opened: it costs that record and no other. So does a damaged line further up, which is told.
 
     Args:
         path: the file; made with its folder if missing.
@@ -28,19 +29,19 @@ class Journal:
         sync_every: seconds between fsyncs, the most a power cut can lose.
 
     Raises:
-        UsageError: another run has the journal open. The kernel ends its claim with its process.
+        UsageError: another run has the journal open (the kernel ends its claim with its process), or the file is
+            no journal.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._sync_every, self._synced = sync_every, time.monotonic()
-        header = digest(made_with)
         self._file = locked(self.path)
-        self.records, keep = read_records(self.path, header)
-        self._file.truncate(keep)
-        if keep == 0:
-            self._write({"made_with": header})
+        self.records, self._size = journal_records(self.path, made_with)
+        self._file.truncate(self._size)
+        if self._size == 0:
+            self._write({"made_with": digest(made_with)})
 
     def __contains__(self, key: str) -> bool:
         return key in self.records
@@ -51,8 +52,16 @@ class Journal:
         self._write({"key": key, **record})
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(dump_line(row))
-        self._file.flush()
+        line = memoryview(dump_line(row))
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            # A full disk takes half a line. Without it, what is appended later stays readable.
+            self._file.truncate(self._size)
+            raise
+        self._size += written
         if time.monotonic() - self._synced >= self._sync_every:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -60,7 +69,6 @@ class Journal:
     def close(self) -> None:
         """Sync and close the file."""
         if not self._file.closed:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
@@ -76,26 +84,41 @@ class Journal:
         self.close()
 
 
-def read_records(path: Path, header: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """The whole records of a journal by key, and the offset up to which the file is sound (0: begin anew)."""
+def journal_records(path: Path, made_with: Any = None) -> tuple[dict[str, dict[str, Any]], int]:
+    """The whole records of a journal by key, and the offset up to which they reach (0: begin anew).
+
+    Raises:
+        UsageError: answers that somebody may have paid for stand behind a damaged beginning.
+    """
     records: dict[str, dict[str, Any]] = {}
-    sound = 0
+    size, damaged = 0, 0
     with open(path, "rb") as handle:
         for line in handle:
             if not line.endswith(b"\n"):
                 break
-            try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                break
-            if sound == 0:
-                if record.get("made_with") != header:
-                    print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
-                    return {}, 0
-            else:
-                records[record.pop("key")] = record
-            sound += len(line)
-    return records, sound
+            row = _parse(line)
+            if size == 0 and row.get("made_with") != digest(made_with):
+                if made_with is None:
+                    raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
+                print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
+                return {}, 0
+            key = row.pop("key", None)
+            if isinstance(key, str):
+                records[key] = row
+            elif size:
+                damaged += 1
+            size += len(line)
+    if damaged:
+        print(f"{path}: {damaged} damaged lines passed over", file=sys.stderr)
+    return records, size
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def in_chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

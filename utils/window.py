@@ -1,0 +1,173 @@
+"""Live requests: many in flight, each answer kept as it comes, nothing lost to one that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from utils.completion import UnusableError, read_completion
+from utils.config import UsageError, printable
+from utils.journal import Journal
+from utils.limiter import Limiter
+from utils.pricing import Budget
+
+if TYPE_CHECKING:
+    from utils.llm import Outcome, Request, Server
+
+# Failures that every further request would meet too.
+FATAL = {401, 403, 404}
+OUT_OF_MONEY = "insufficient_quota"  # OpenAI's 429 that no waiting mends
+PATIENCE = 20  # failures in a row, over all requests, before asking stops
+
+
+class Window:
+    """Workers that share one queue, so that a slow request holds up only its worker.
+
+    A request that the server refuses as too many (429) after the openai library's own retries goes back to the
+    end of the queue. After `PATIENCE` failures without an answer between them nothing more is sent: the server
+    is down, or the settings suit no request, and the rest is left for the next call.
+    """
+
+    def __init__(self, server: Server, journal: Journal, outcome: Outcome, accept_any: bool, budget: Budget) -> None:
+        self._server, self._journal, self._outcome = server, journal, outcome
+        self._accept_any, self._budget = accept_any, budget
+        self._limiter = Limiter(server.concurrency)
+        self._queue: deque[Request] = deque()
+        self._failed_in_a_row = 0
+        self._refusal: str | None = None
+        self.signalled = False
+
+    def ask(self, todo: list[Request], bar: tqdm) -> None:
+        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes.
+
+        Raises:
+            UsageError: a refused key, an unknown model or address, no money left.
+            KeyboardInterrupt: a signal came, and what was in flight is kept.
+        """
+        self._queue.extend(todo)
+        try:
+            asyncio.run(self._run(bar))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        if self._refusal:
+            raise UsageError(self._refusal)
+        if self.signalled:
+            raise KeyboardInterrupt
+
+    @property
+    def _stopping(self) -> bool:
+        if self._budget.spent:
+            self._outcome.stopped = f"the answers have cost {self._budget} of --max_cost {self._budget.limit:g}"
+        return bool(self.signalled or self._outcome.stopped or self._refusal)
+
+    async def _run(self, bar: tqdm) -> None:
+        import openai
+
+        async def notice(response: Any) -> None:
+            self._limiter.saw(response.status_code, response.headers)
+
+        client_of = openai.AsyncOpenAI(
+            api_key=self._server.api_key or "none",
+            base_url=self._server.base_url,
+            timeout=self._server.timeout,
+            max_retries=self._server.max_retries,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [notice]}),
+        )
+        async with client_of as client:
+            with self._signals(asyncio.current_task()):
+                workers = min(self._server.concurrency, len(self._queue))
+                await asyncio.gather(*(self._work(client, bar) for _ in range(workers)))
+
+    @contextlib.contextmanager
+    def _signals(self, task: asyncio.Task[Any] | None) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            if self.signalled and task is not None:
+                task.cancel()
+            self.signalled = True
+            print("\nstopping once the requests in flight are answered; again: at once", file=sys.stderr, flush=True)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
+                loop.remove_signal_handler(number)
+
+    async def _work(self, client: Any, bar: tqdm) -> None:
+        while True:
+            async with self._limiter:
+                while (pause := self._limiter.pause) and not self._stopping:
+                    await asyncio.sleep(min(pause, 0.5))
+                if self._stopping or not self._queue:
+                    return
+                item = self._queue.popleft()
+                again = await self._try(client, item)
+            if again:
+                self._queue.append(item)
+            else:
+                bar.update()
+            outcome = self._outcome
+            bar.set_postfix_str(
+                f"{len(outcome.failures)} failed, {outcome.tokens} tokens, {self._budget}, "
+                f"{self._limiter.limit} at once",
+                refresh=False,
+            )
+
+    async def _try(self, client: Any, item: Request) -> bool:
+        """Ask once and keep what came; True if the request should come back later."""
+        import openai
+
+        try:
+            answer = await self._answer(client, item)
+        except openai.APIStatusError as error:
+            reason, status = f"{error.status_code} {self._reason(error)}", error.status_code
+            if status in FATAL or error.code == OUT_OF_MONEY:
+                self._refusal = f"{self._server.base_url or 'the default endpoint'} refuses: {reason}"
+        except (openai.OpenAIError, UnusableError) as error:
+            reason, status = self._reason(error), 0
+        else:
+            self._failed_in_a_row = 0
+            self._outcome.failures.pop(item.key, None)
+            self._outcome.keep(item.key, answer)
+            self._journal.append(item.key, answer)
+            self._budget.add(answer)
+            return False
+        self._outcome.failures[item.key] = reason
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= PATIENCE:
+            self._outcome.stopped = f"the last {PATIENCE} requests all failed ({reason})"
+        return status == 429
+
+    async def _answer(self, client: Any, item: Request) -> dict[str, Any]:
+        started, attempts = time.monotonic(), 0
+        kind = client.chat.completions if "messages" in item.payload else client.completions
+        for left in reversed(range(self._server.max_retries + 1)):
+            raw = await kind.with_raw_response.create(**item.payload)
+            attempts += 1 + raw.retries_taken
+            try:
+                answer = read_completion(raw.content, self._accept_any)
+            except UnusableError as error:
+                self._budget.add(error.answer)
+                if error.retry and left:
+                    continue
+                raise
+            return answer | {"seconds": round(time.monotonic() - started, 3), "attempts": attempts}
+        raise AssertionError("a last try returns or raises")
+
+    def _reason(self, error: BaseException) -> str:
+        """One line without the request, which could hold secrets or whole prompts."""
+        text = " ".join(printable(f"{type(error).__name__}: {error}").split())[:200]
+        return text.replace(self._server.api_key, "***") if self._server.api_key else text
