@@ -11,6 +11,7 @@ writes  DATA_DIR/DATASET/reason/train_with_reason.jsonl    the same rows with "r
 
 Up to --concurrency requests are in flight, fewer while the server answers 429. Ctrl-C lets them finish;
 run again after a stop, the script asks only what is missing. --dry_run tells what a run would take.
+--batch uses OpenAI's Batch API: half the price, within a day; stop and start it at will.
 Empty and cut-off answers are failures; with more failures than --max_failures (a share of the
 questions) the exit code is 1, the answers so far are kept and the output is not written.
 """
@@ -46,11 +47,11 @@ def main() -> int:
     if phase.is_done(args.overwrite):
         return 0
     requests = rationale_requests(questions, args)
-    server = Server(args.base_url, args.api_key, args.timeout, args.max_retries, args.concurrency)
+    server = Server.of(args)
     budget = Budget.for_model(args.prices, args.model, args.max_cost)
     answers = output.with_name("requests.journal.jsonl")
     if args.dry_run:
-        print(forecast(requests, answers, server, budget, args.max_tokens))
+        print(forecast(requests, answers, server, budget))
         return 0
     with Journal(answers) as journal:
         outcome = ask_all(requests, server, journal, "rationales", budget=budget)

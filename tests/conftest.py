@@ -227,9 +227,10 @@ def llm_server():
     """Start `llm_server.py`; gives ``base_url`` and ``stats()``."""
     started = []
 
-    def start(delay: float = 0.0, busy: int = sys.maxsize) -> SimpleNamespace:
+    def start(delay: float = 0.0, *flags: object, **options: object) -> SimpleNamespace:
+        words = [f"--delay={delay}", *(f"--{name}={value}" for name, value in options.items()), *flags]
         process = subprocess.Popen(
-            [sys.executable, ROOT / "tests/llm_server.py", str(delay), str(busy)], stdout=subprocess.PIPE, text=True
+            [sys.executable, ROOT / "tests/llm_server.py", *words], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
         url = f"http://127.0.0.1:{process.stdout.readline().strip()}"

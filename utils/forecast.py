@@ -8,24 +8,21 @@ from typing import Any
 
 from utils.files import dump_line
 from utils.journal import journal_records
-from utils.llm import Request, Server
-from utils.pricing import Budget
-
-CHARACTERS_PER_TOKEN = 4  # English, until answers tell better
+from utils.llm import CHARACTERS_PER_TOKEN, Request, Server
+from utils.pricing import BATCH_DISCOUNT, Budget
 
 
-def forecast(requests: Sequence[Request], journal: Path, server: Server, budget: Budget, max_tokens: int) -> str:
+def forecast(requests: Sequence[Request], journal: Path, server: Server, budget: Budget) -> str:
     """Lines that tell what is kept already and what the rest would take.
 
     Means over the answers that the journal holds make the estimates; without any, the prompts' characters
-    and ``max_tokens`` bound them, and nothing is said about time.
+    and the requests' ``max_tokens`` bound them, and nothing is said about time.
 
     Args:
         requests: all of them; repeated ones are asked once.
         journal: finished answers, read only.
         server: for its number of requests at once.
         budget: for its price.
-        max_tokens: most new tokens of an answer.
     """
     known = journal_records(journal)[0] if journal.exists() else {}
     unique = {item.key: item for item in requests}
@@ -34,34 +31,30 @@ def forecast(requests: Sequence[Request], journal: Path, server: Server, budget:
     lines = [f"{len(requests)} rows: {len(done)} answered already, {len(todo)} to ask"]
     if not todo:
         return lines[0]
-    characters = sum(_characters(item) for item in todo)
     if done:
-        seen = sum(_characters(unique[key]) for key in done)
-        prompt = characters * _total(done, "prompt_tokens") / max(1, seen)
+        seen = sum(unique[key].characters for key in done)
+        prompt = sum(item.characters for item in todo) * _total(done, "prompt_tokens") / max(1, seen)
         completion = len(todo) * _total(done, "completion_tokens") / len(done)
         bound = f"about, by {len(done)} answers"
     else:
-        prompt, completion = characters / CHARACTERS_PER_TOKEN, float(len(todo) * max_tokens)
+        prompt, completion = (sum(kind) for kind in zip(*(item.most_tokens for item in todo), strict=True))
         bound = "at most"
     lines.append(f"tokens: {prompt:,.0f} in, {completion:,.0f} out ({bound})")
     price = budget.price
-    lines.append("cost: unknown" if price is None else f"cost: ${price.of(prompt, completion):.2f} ({bound})")
-    if done:
+    share = BATCH_DISCOUNT if server.batch else 1.0
+    lines.append("cost: unknown" if price is None else f"cost: ${share * price.of(prompt, completion):.2f} ({bound})")
+    if server.batch:
+        lines.append("time: within 24 hours, as the Batch API promises")
+    elif done:
         at_once = min(server.concurrency, len(todo))
         seconds = len(todo) * _total(done, "seconds") / len(done) / at_once
         lines.append(f"time: {seconds / 60:.1f} minutes, {at_once} at once")
-        size = sum(len(dump_line(record)) + 30 for record in done.values()) / len(done)
+    if done:
+        size = len(todo) * sum(len(dump_line(record)) + 30 for record in done.values()) / len(done)
     else:
-        size = 200.0 + CHARACTERS_PER_TOKEN * max_tokens
-    lines.append(f"disk: {2 * len(todo) * size / 1e6:.1f} MB, journal and output")
+        size = 200 * len(todo) + CHARACTERS_PER_TOKEN * completion
+    lines.append(f"disk: {2 * size / 1e6:.1f} MB, journal and output")
     return "\n".join(lines)
-
-
-def _characters(item: Request) -> int:
-    payload = item.payload
-    if "prompt" in payload:
-        return len(payload["prompt"])
-    return sum(len(message["content"]) for message in payload["messages"])
 
 
 def _total(answers: Mapping[str, Mapping[str, Any]], field: str) -> float:

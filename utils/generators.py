@@ -51,7 +51,7 @@ class OpenAIGenerator:
         self.name = args.openai_model
         self.facts: dict[str, Any] = {}
         self._args = args
-        self._server = Server(args.base_url, args.api_key, args.timeout, args.max_retries, args.concurrency)
+        self._server = Server.of(args)
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}.journal.jsonl"
 
     def count_tokens(self, text: str) -> int:

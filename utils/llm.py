@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tqdm import tqdm
 
-from utils.config import UsageError
+from utils.batch import Batches
+from utils.config import UsageError, printable
 from utils.journal import Journal
 from utils.manifest import digest
 from utils.pricing import Budget
 from utils.window import Window
+
+CHARACTERS_PER_TOKEN = 4  # of English
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,18 @@ class Request:
     def key(self) -> str:
         """Hash of everything that decides the answer; equal requests are asked once."""
         return digest(self.payload)
+
+    @property
+    def characters(self) -> int:
+        """Length of the prompt."""
+        if "prompt" in self.payload:
+            return len(self.payload["prompt"])
+        return sum(len(message["content"]) for message in self.payload["messages"])
+
+    @property
+    def most_tokens(self) -> tuple[float, float]:
+        """About how many tokens the prompt has, and how many the answer may have."""
+        return self.characters / CHARACTERS_PER_TOKEN, self.payload["max_tokens"]
 
 
 @dataclass
@@ -64,7 +80,8 @@ class Server:
     """Where to ask and how hard.
 
     ``max_retries`` counts further tries after the first: the openai library repeats 408, 409, 429,
-    5xx, time-outs and lost connections itself, with back-off and Retry-After.
+    5xx, time-outs and lost connections itself, with back-off and Retry-After. ``batch`` sends all
+    requests through the Batch API, asked every ``batch_poll`` seconds.
     """
 
     base_url: str | None
@@ -72,6 +89,19 @@ class Server:
     timeout: float
     max_retries: int
     concurrency: int
+    batch: bool = False
+    batch_poll: float = 30.0
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Server:
+        """The server that a section's settings name."""
+        return cls(**{item.name: getattr(args, item.name) for item in fields(cls)})
+
+    def clean(self, said: object) -> str:
+        """What a server said as one line: without the key it may repeat, and nothing that steers a terminal."""
+        text = f"{type(said).__name__}: {said}" if isinstance(said, Exception) else str(said)
+        text = " ".join(printable(text).split())
+        return (text.replace(self.api_key, "***") if self.api_key else text)[:300]
 
 
 def request(model: str, prompt: str | list[dict[str, str]], stop: Sequence[str] = (), **parameters: Any) -> Request:
@@ -93,7 +123,7 @@ def ask_all(
 
     Each answer is appended to the journal as it arrives, so that the same call after a kill asks
     only the rest. An empty answer is asked again up to ``max_retries`` times. The first SIGINT or SIGTERM lets the
-    requests in flight finish, the second drops them.
+    requests in flight finish, the second drops them. With ``server.batch`` the Batch API does the work.
 
     Args:
         requests: in any order; repeated ones are asked once.
@@ -122,6 +152,7 @@ def ask_all(
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
     with tqdm(total=len(unique), initial=len(unique) - len(todo), desc=desc, unit="request") as bar:
-        Window(server, journal, outcome, accept_any, budget).ask(todo, bar)
+        way = Batches if server.batch else Window
+        way(server, journal, outcome, accept_any, budget).ask(todo, bar)
     outcome.unasked = len(unique) - len(outcome.answers) - len(outcome.failures)
     return outcome

@@ -9,6 +9,7 @@ from typing import Any
 from utils.config import UsageError
 
 MILLION = 1_000_000
+BATCH_DISCOUNT = 0.5  # OpenAI's Batch API
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Budget:
 
     def __init__(self, price: Price | None = None, limit: float = 0.0) -> None:
         self.price, self.limit = price, limit
-        self.prompt_tokens = self.completion_tokens = 0
+        self._dollars = 0.0
 
     @classmethod
     def for_model(cls, prices: Mapping[str, Sequence[float]], model: str, limit: float) -> Budget:
@@ -57,13 +58,14 @@ class Budget:
 
     def add(self, answer: Mapping[str, Any]) -> None:
         """Count one answer, a new one or one that an earlier run paid for."""
-        self.prompt_tokens += answer["prompt_tokens"]
-        self.completion_tokens += answer["completion_tokens"]
+        if self.price:
+            full = self.price.of(answer["prompt_tokens"], answer["completion_tokens"])
+            self._dollars += full * (BATCH_DISCOUNT if answer.get("batch") else 1.0)
 
     @property
     def cost(self) -> float | None:
         """Dollars so far; None where the price is unknown."""
-        return None if self.price is None else self.price.of(self.prompt_tokens, self.completion_tokens)
+        return None if self.price is None else self._dollars
 
     @property
     def spent(self) -> bool:

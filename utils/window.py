@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from utils.completion import UnusableError, read_completion
-from utils.config import UsageError, printable
+from utils.config import UsageError
 from utils.journal import Journal
 from utils.limiter import Limiter
 from utils.pricing import Budget
@@ -133,11 +133,12 @@ class Window:
         try:
             answer = await self._answer(client, item)
         except openai.APIStatusError as error:
-            reason, status = f"{error.status_code} {self._reason(error)}", error.status_code
+            status = error.status_code
+            reason = f"{status} {self._server.clean(error)}"
             if status in FATAL or error.code == OUT_OF_MONEY:
                 self._refusal = f"{self._server.base_url or 'the default endpoint'} refuses: {reason}"
         except (openai.OpenAIError, UnusableError) as error:
-            reason, status = self._reason(error), 0
+            reason, status = self._server.clean(f"{type(error).__name__}: {error}"), 0
         else:
             self._failed_in_a_row = 0
             self._outcome.failures.pop(item.key, None)
@@ -166,8 +167,3 @@ class Window:
                 raise
             return answer | {"seconds": round(time.monotonic() - started, 3), "attempts": attempts}
         raise AssertionError("a last try returns or raises")
-
-    def _reason(self, error: BaseException) -> str:
-        """One line without the request, which could hold secrets or whole prompts."""
-        text = " ".join(printable(f"{type(error).__name__}: {error}").split())[:200]
-        return text.replace(self._server.api_key, "***") if self._server.api_key else text

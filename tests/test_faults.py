@@ -1,0 +1,202 @@
+"""Requests to a server that fails in every way: what can be had is had, and what cannot is told."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import questions, read_jsonl, write_jsonl
+
+from utils.completion import UnusableError, read_completion
+from utils.config import UsageError
+from utils.journal import Journal
+from utils.limiter import LONGEST_PAUSE, retry_after
+
+JOURNAL = "dataset/own/reason/requests.journal.jsonl"
+OUTPUT = "dataset/own/reason/train_with_reason.jsonl"
+
+
+@pytest.fixture
+def ask(run_script, tmp_path):
+    def run(url, *flags, rows=None, **env):
+        if rows is not None:
+            write_jsonl(tmp_path / "dataset/own/train.jsonl", rows)
+        base = ["--dataset", "own", "--base_url", url, "--timeout", "5"]
+        return run_script("llm_generation.py", *base, *flags, cwd=tmp_path, **env)
+
+    return run
+
+
+def failures(tmp_path):
+    return {row["id"]: row["failure"] for row in read_jsonl(tmp_path / "dataset/own/reason/failures.jsonl")}
+
+
+def marked(mark, count=3):
+    return [row | {"golden_answers": [f"{mark} {i}"]} for i, row in enumerate(questions(count))]
+
+
+@pytest.mark.slow
+def test_half_of_all_tries_fail_and_no_row_is_lost(ask, llm_server, tmp_path):
+    assert ask(llm_server().base_url, rows=questions(300)).returncode == 0
+    expected = (tmp_path / OUTPUT).read_bytes()
+    server = llm_server(0.01, faults=0.5, hang=3)
+    result = ask(server.base_url, "--timeout", "1", "--concurrency", "64", "--overwrite", "--model", "other")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / OUTPUT).read_bytes() == expected
+    injected = server.stats()["injected"]
+    assert len(injected) == 12, injected
+    assert sum(injected.values()) > 100
+    assert failures(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "kind", ["429", "500", "502", "503", "reset", "torn", "html", "garbage", "schema", "error", "blank"]
+)
+def test_a_fault_that_passes_costs_nothing(ask, llm_server, tmp_path, kind):
+    server = llm_server()
+    result = ask(server.base_url, rows=marked(f"[fault {kind}] [times 1]", 2))
+    assert result.returncode == 0, result.stderr
+    assert server.stats()["injected"] == {kind: 2}
+    assert set(server.stats()["seen"].values()) == {2}
+    assert all(record["attempts"] == 2 for record in read_jsonl(tmp_path / JOURNAL)[1:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("schema", "no completion (choices.0.message.content"), ("html", "not valid JSON"), ("error", "choices")],
+)
+def test_a_fault_that_stays_is_told(ask, llm_server, tmp_path, kind, said):
+    rows = [*questions(3), *(row | {"id": "bad" + row["id"]} for row in marked(f"[fault {kind}]", 1))]
+    result = ask(llm_server().base_url, rows=rows)
+    assert result.returncode == 1
+    assert said in failures(tmp_path)["badq0"]
+    assert len(read_jsonl(tmp_path / JOURNAL)) == 1 + 3
+
+
+def test_a_dead_server_is_given_up_and_the_next_call_goes_on(ask, llm_server, tmp_path):
+    server = llm_server()
+    result = ask(server.base_url, "--max_retries", "0", rows=marked("[status 500]", 200))
+    assert result.returncode == 1
+    assert "questions were not asked: the last 20 requests all failed (500" in result.stderr
+    assert 20 <= sum(server.stats()["seen"].values()) < 100
+    assert ask(llm_server().base_url, rows=questions(200)).returncode == 0
+
+
+def test_no_money_left_stops_at_once_and_keeps_what_was_in_flight(ask, llm_server, tmp_path):
+    rows = [*questions(10), *marked("[status 429 insufficient_quota]", 50)]
+    rows = [row | {"id": str(i)} for i, row in enumerate(rows)]
+    server = llm_server()
+    result = ask(server.base_url, "--max_retries", "0", rows=rows)
+    assert result.returncode == 2
+    assert "refuses: 429" in result.stderr
+    assert len(read_jsonl(tmp_path / JOURNAL)) == 1 + 10
+    assert sum(server.stats()["seen"].values()) < 40
+
+
+def test_what_a_server_says_reaches_neither_the_key_nor_the_terminal(ask, llm_server, tmp_path):
+    server = llm_server(0.0, "--echo_key")
+    result = ask(server.base_url, "--max_retries", "0", rows=marked("[status 400]", 1), OPENAI_API_KEY="canary-key")
+    assert result.returncode == 1
+    assert "you sent Bearer ***" in failures(tmp_path)["q0"]
+    assert "canary-key" not in result.stderr + result.stdout + json.dumps(failures(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [("2", 2, 2), ("0.5", 0.5, 0.5), ("1e9", LONGEST_PAUSE, LONGEST_PAUSE), ("nan", 0, 0), ("-3", 0, 0), ("soon", 0, 0),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("Wed, 21 Oct 2099 07:28:00 GMT", LONGEST_PAUSE, LONGEST_PAUSE)],
+)  # fmt: skip
+def test_retry_after_in_all_its_forms(value, low, high):
+    assert low <= retry_after({"retry-after": value}) <= high
+    assert retry_after({}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("body", "retry"),
+    [(b"", True), (b"[]", True), (b"{}", True), (b'{"choices": []}', True), (b'{"choices": null}', True),
+     (b'{"choices": [{"text": "", "finish_reason": "stop"}]}', True),
+     (b'{"choices": [{"message": null, "finish_reason": "content_filter"}]}', False),
+     (b'{"choices": [{"text": "half", "finish_reason": "length"}]}', False)],
+)  # fmt: skip
+def test_bodies_that_are_no_answer(body, retry):
+    with pytest.raises(UnusableError) as caught:
+        read_completion(body, accept_any=False)
+    assert caught.value.retry is retry
+
+
+def test_a_reader_under_test_may_say_nothing_and_be_cut_off():
+    body = b'{"choices": [{"text": "half", "finish_reason": "length"}], "usage": null}'
+    assert read_completion(body, accept_any=True)["text"] == "half"
+    assert read_completion(b'{"choices": [{"message": {"content": null}}]}', accept_any=True)["text"] == ""
+
+
+def test_a_journal_torn_at_any_byte_loses_at_most_its_last_record(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        for i in range(3):
+            journal.append(f"k{i}", {"text": f"ä line\nbreak {i}"})
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with Journal(path) as journal:
+            kept = sum(end <= cut for end in ends[1:])
+            assert list(journal.records) == [f"k{i}" for i in range(kept)]
+            journal.append("new", {"text": "after"})
+        with Journal(path) as journal:
+            assert list(journal.records) == [f"k{i}" for i in range(kept)] + ["new"]
+
+
+def test_a_damaged_line_costs_that_record_alone(tmp_path, capsys):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        for i in range(4):
+            journal.append(f"k{i}", {"text": "x"})
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damage in (b"\0" * 20 + b"\n", b"[1]\n", b'{"key": 3}\n', b"\xff\xfe\n"):
+        path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+        with Journal(path) as journal:
+            assert list(journal.records) == ["k0", "k2", "k3"]
+        assert "1 damaged lines passed over" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_journal_is_not_emptied(tmp_path):
+    path = tmp_path / "j.jsonl"
+    for content in (b'{"id": 1}\n{"id": 2}\n', b"\0\0\n"):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match="no journal"):
+            Journal(path)
+        assert path.read_bytes() == content
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A limit on file sizes: what a process writes beyond it fails as on a full disk."""
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> Path:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+        return tmp_path
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_leaves_a_sound_journal(small_disk):
+    path = small_disk(1000) / "j.jsonl"
+    chance = random.Random(0)
+    journal, kept = Journal(path), 0
+
+    def fill():
+        nonlocal kept
+        for kept in range(100):
+            journal.append(str(kept), {"text": "x" * chance.randrange(60)})
+
+    with pytest.raises(OSError, match="too large"):
+        fill()
+    journal.close()
+    assert path.stat().st_size <= 1000
+    with Journal(path) as again:
+        assert list(again.records) == [str(i) for i in range(kept)]
