@@ -20,6 +20,7 @@ rationale; --method=retrieval by the retriever. score_cache_to_dataset.py fuses 
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def main() -> int:
         from utils.rows import Question
 
         source = folder / "train.jsonl"
-        questions = read_rows(source, Question, f"see README, 'Your own data': {source}", args.train_questions)
-        retrieve(questions, args, args.docs_topk, docs)
+        dropped = Counter[str]() if args.skip_bad_rows else None
+        made_by = f"see README, 'Your own data': {source}"
+        questions = read_rows(source, Question, made_by, args.train_questions, dropped=dropped)
+        retrieve(questions, args, args.docs_topk, docs, dropped)
         return 0
 
     from utils.passages import passages_path

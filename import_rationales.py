@@ -32,12 +32,14 @@ def main() -> None:
     from utils.rows import Question
 
     folder = dataset_dir(args)
-    questions = read_rows(folder / "train.jsonl", Question, "see README, 'Your own data'", args.train_questions)
+    counts: Counter[str] = Counter()
+    dropped = counts if args.skip_bad_rows else None
+    made_by = "see README, 'Your own data'"
+    questions = read_rows(folder / "train.jsonl", Question, made_by, args.train_questions, dropped=dropped)
     output = folder / "reason/train_with_reason.jsonl"
     phase = Phase(output, [folder / "train.jsonl", *args.source], {"train_questions": args.train_questions})
     if phase.is_done(args.overwrite):
         return
-    counts: Counter[str] = Counter()
     rows = match_rationales(questions, args.source, counts)
     if not rows:
         raise UsageError(f"none of {len(questions)} questions of {folder / 'train.jsonl'} has a row in --source")

@@ -19,6 +19,7 @@ questions) the exit code is 1, the answers so far are kept and the output is not
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 from utils.config import dataset_dir, phase_arguments, run_main, settings_of
 
@@ -29,7 +30,7 @@ def main() -> int:
     """Parse the command line, ask, and write; returns the exit code."""
     args = phase_arguments(__doc__, ["rationale"], extra=EXTRA)
 
-    from utils.files import read_rows, write_lines
+    from utils.files import read_rows, require_space, write_lines
     from utils.forecast import forecast
     from utils.journal import Journal
     from utils.llm import Server, ask_all
@@ -40,7 +41,9 @@ def main() -> int:
 
     folder = dataset_dir(args)
     source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"
-    questions = read_rows(source, Question, f"see README, 'Your own data': {source}", args.train_questions)
+    dropped = Counter[str]() if args.skip_bad_rows else None
+    made_by = f"see README, 'Your own data': {source}"
+    questions = read_rows(source, Question, made_by, args.train_questions, dropped=dropped)
     sampling = settings_of(args, "train_questions", "model", "temperature", "top_p", "max_tokens", "stop", "seed")
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
     phase = Phase(output, [source], sampling | prompts)
@@ -49,6 +52,7 @@ def main() -> int:
     requests = rationale_requests(questions, args)
     server = Server.of(args)
     budget = Budget.for_model(args.prices, args.model, args.max_cost)
+    require_space(folder, 4096 * len(requests), "rationales and their journal")
     answers = output.with_name("requests.journal.jsonl")
     if args.dry_run:
         print(forecast(requests, answers, server, budget))
@@ -83,9 +87,8 @@ def main() -> int:
         )
         return 1
     write_lines(output, rows)
-    phase.finish(
-        len(rows), {"questions without a rationale": len(failed)}, facts=outcome.usage() | {"cost": budget.cost}
-    )
+    lost = {"questions without a rationale": len(failed)} | (dropped or {})
+    phase.finish(len(rows), lost, facts=outcome.usage() | {"cost": budget.cost})
     return 0
 
 

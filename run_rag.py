@@ -21,6 +21,7 @@ reranker or generator repeats nothing that it does not change.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main
@@ -43,7 +44,8 @@ def main() -> None:
     source = dataset_dir(args) / f"{args.split}.jsonl"
     if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):
         raise UsageError(f"{source} is missing; choose another --split (there are: {', '.join(splits)})")
-    questions = read_rows(source, Question, limit=args.test_sample_num)
+    dropped = Counter[str]() if args.skip_bad_rows else None
+    questions = read_rows(source, Question, limit=args.test_sample_num, dropped=dropped)
 
     generator = generator_name(args)
     ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
@@ -63,7 +65,7 @@ def main() -> None:
     metrics = pipeline.run(output)
     for metric, found in metrics.items():
         print(f"{metric:10} {found}")
-    phase.finish(len(questions), facts=pipeline.facts, reranker=ranker, generator=generator)
+    phase.finish(len(questions), dropped, facts=pipeline.facts, reranker=ranker, generator=generator)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_what_other_settings_left_is_not_gone_on_with(finetune, tmp_path):
     unfinished = tmp_path / "checkpoints/new.unfinished"
     (unfinished / "checkpoint-3").mkdir(parents=True)
     (unfinished / "checkpoint-3/complete").touch()
-    (unfinished / "made_with").write_text("another key")
+    (unfinished / ".made_with").write_text("another key")
     result = finetune(rows=groups(8))
     assert result.returncode == 0, result.stderr[-3000:]
     assert "going on from" not in result.stdout

@@ -119,6 +119,8 @@ def args(tiny_llama, tmp_path):
         api_key=None,
         timeout=5.0,
         max_retries=0,
+        batch=False,
+        batch_poll=1.0,
         concurrency=4,
         seed=1,
         prices={},

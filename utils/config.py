@@ -20,6 +20,7 @@ import yaml
 
 BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
+SECRETS = ("api_key",)
 FREE_SECTION = "prices"  # the user's own keys
 # Faults of the machine that are no faults of the program.
 MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
@@ -52,6 +54,42 @@ def autocast(half: torch.dtype | None) -> Any:
     import torch
 
     return contextlib.nullcontext() if half is None else torch.autocast(torch_device(), dtype=half)
+
+
+def in_batches(items: Sequence[Any], size: int, work: Callable[[Sequence[Any]], None]) -> int:
+    """Do ``work`` on consecutive slices; a slice that does not fit into memory is halved, and that is said.
+
+    Args:
+        items: all of them, what needs most memory first.
+        size: items a slice at the start.
+        work: may be called again with a part of what it failed on.
+
+    Returns:
+        The size that worked, for the caller's next call.
+
+    Raises:
+        UsageError: not even one item fits.
+    """
+    import torch
+
+    start = 0
+    while start < len(items):
+        part = items[start : start + size]
+        try:
+            work(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise UsageError(
+                    "out of GPU memory with a batch of one; use shorter texts or a smaller model"
+                ) from None
+            size = len(part) // 2
+            print(f"out of GPU memory with {len(part)} at once; going on with {size}", file=sys.stderr)
+        else:
+            start += len(part)
+            continue
+        # Only here is the exception gone, and with its frames the tensors of the failed batch.
+        torch.cuda.empty_cache()
+    return size
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config import UsageError
-from utils.devices import autocast, half_precision, local_model, torch_device
+from utils.devices import autocast, half_precision, in_batches, local_model, torch_device
 
 Embeddings = NDArray[np.float32]
 
@@ -47,6 +48,7 @@ class TextEncoder:
         self.dimension: int = self.model.config.hidden_size
         self.max_length = min(max_length, self.tokenizer.model_max_length)
         self.pooling, self.prefix = pooling, prefix
+        self._fits = sys.maxsize  # texts at once, as far as is known
         self._half = half_precision() if half and torch_device() == "cuda" else None
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
@@ -55,22 +57,23 @@ class TextEncoder:
         from flashrag.retriever.utils import pooling
 
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
-        order = length_order(texts)
+
+        def work(batch: Sequence[int]) -> None:
+            inputs = self.tokenizer(
+                [self.prefix + texts[i] for i in batch],
+                max_length=self.max_length,
+                padding=True,
+                truncation=True,
+                return_tensors="pt",
+            ).to(self.model.device)
+            output = self.model(**inputs)
+            pooled = pooling(
+                output.get("pooler_output"), output.last_hidden_state, inputs["attention_mask"], self.pooling
+            )
+            rows[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+
         with torch.inference_mode(), autocast(self._half):
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                inputs = self.tokenizer(
-                    [self.prefix + texts[i] for i in batch],
-                    max_length=self.max_length,
-                    padding=True,
-                    truncation=True,
-                    return_tensors="pt",
-                ).to(self.model.device)
-                output = self.model(**inputs)
-                pooled = pooling(
-                    output.get("pooler_output"), output.last_hidden_state, inputs["attention_mask"], self.pooling
-                )
-                rows[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+            self._fits = in_batches(length_order(texts), min(batch_size, self._fits), work)
         return rows
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import IO, Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from utils.config import UsageError
+from utils.config import UsageError, printable
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -28,11 +31,17 @@ def read_jsonl(path: str | os.PathLike[str], made_by: str = "") -> Iterator[tupl
     Raises:
         UsageError: the file is missing, or a line is no JSON object; the message has ``path:line``.
     """
-    for number, _, row in _read_with_offsets(path, made_by):
+    for number, _, row in _read_with_offsets(path, made_by, _refuse):
         yield number, row
 
 
-def _read_with_offsets(path: str | os.PathLike[str], made_by: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _refuse(kind: str, error: UsageError) -> None:
+    raise error from None
+
+
+def _read_with_offsets(
+    path: str | os.PathLike[str], made_by: str, bad: Callable[[str, UsageError], None]
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     try:
         lines = open(path, "rb")
     except FileNotFoundError:
@@ -47,10 +56,29 @@ def _read_with_offsets(path: str | os.PathLike[str], made_by: str) -> Iterator[t
             try:
                 row = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise UsageError(f"{path}:{number}: not valid JSON ({error}); mend or remove the line") from None
+                hint = _hint(line) or "mend or remove the line"
+                bad("lines that are not valid JSON", UsageError(f"{path}:{number}: not valid JSON ({error}); {hint}"))
+                continue
             if not isinstance(row, dict):
-                raise UsageError(f"{path}:{number}: a JSON object is expected, not {type(row).__name__}")
+                what = f"a JSON object is expected, not {type(row).__name__}"
+                bad("lines that are no JSON object", UsageError(f"{path}:{number}: {what}"))
+                continue
             yield number, start, row
+
+
+def _hint(line: bytes) -> str:
+    """The remedy of the commonest faults."""
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "the file is UTF-16: save it as UTF-8"
+    if line.startswith(b"\x1f\x8b"):
+        return "the file is compressed: gunzip it"
+    if any(word in line for word in (b"NaN", b"Infinity")):
+        return "JSON has no NaN or Infinity: write null, or leave the row out"
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} of the line is not UTF-8: save the file as UTF-8"
+    return ""
 
 
 class LineIndex:
@@ -68,7 +96,7 @@ class LineIndex:
     def __init__(self, path: str | os.PathLike[str], key: Callable[[dict[str, Any]], str], made_by: str = "") -> None:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
-        for number, offset, row in _read_with_offsets(path, made_by):
+        for number, offset, row in _read_with_offsets(path, made_by, _refuse):
             try:
                 name = key(row)
             except KeyError as error:
@@ -98,7 +126,12 @@ class LineIndex:
 
 
 def read_rows(
-    path: str | os.PathLike[str], model: type[Row], made_by: str = "", limit: int = 0, unique: str = "id"
+    path: str | os.PathLike[str],
+    model: type[Row],
+    made_by: str = "",
+    limit: int = 0,
+    unique: str = "id",
+    dropped: Counter[str] | None = None,
 ) -> list[Row]:
     """Read a JSON-lines file as rows of ``model``, checking every field at the border.
 
@@ -108,6 +141,7 @@ def read_rows(
         made_by: the command that makes the file, told when it is missing.
         limit: read only the first rows (0: all).
         unique: the field that no two rows may share.
+        dropped: counts unusable rows by what is wrong with them and leaves them out; None refuses them.
 
     Raises:
         UsageError: as `read_jsonl`, and for a wrong field (``path:line: field``), a repeated
@@ -115,13 +149,27 @@ def read_rows(
     """
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for number, raw in read_jsonl(path, made_by):
+
+    def bad(kind: str, error: UsageError) -> None:
+        if dropped is None:
+            raise error from None
+        if not dropped[kind]:
+            print(f"left out, the first of its kind: {printable(str(error))}", file=sys.stderr)
+        dropped[kind] += 1
+
+    for number, _, raw in _read_with_offsets(path, made_by, bad):
         if limit and len(rows) == limit:
             break
-        row = parse_row(raw, model, f"{path}:{number}")
+        try:
+            row = parse_row(raw, model, f"{path}:{number}")
+        except UsageError as error:
+            bad("rows with a wrong field", error)
+            continue
         key = getattr(row, unique)
         if key in seen:
-            raise UsageError(f"{path}:{number}: {unique} {key!r} stands on line {seen[key]} too; it must be unique")
+            place = f"{path}:{number}: {unique} {key!r} stands on line {seen[key]} too; it must be unique"
+            bad(f"rows with a repeated {unique}", UsageError(place))
+            continue
         seen[key] = number
         rows.append(row)
     if not rows:
@@ -181,6 +229,33 @@ def locked(path: Path) -> FileIO:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
         file.close()
+
+
+def require_space(folder: Path, size: float, what: str) -> None:
+    """Refuse work whose files will not fit on the disk.
+
+    Args:
+        folder: where they will lie; it need not exist yet.
+        size: bytes, estimated from below.
+        what: the files, for the message.
+
+    Raises:
+        UsageError: there is less space than that.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB left")
+
+
+def reserve(path: Path) -> None:
+    """Claim the blocks of a file that will be written through a memory map, where a full disk would be a SIGBUS.
+
+    Raises:
+        OSError: no space left.
+    """
+    with open(path, "r+b") as handle:
+        os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
 
 def sync_folder(path: Path) -> None:

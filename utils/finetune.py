@@ -29,7 +29,8 @@ from utils.rows import TrainingGroup
 
 MODULE = "utils.train_reranker"
 COMPLETE = "complete"  # a checkpoint folder has this file when it is whole
-MADE_WITH = "made_with"
+MADE_WITH = ".made_with"  # an unfinished folder's file that tells what it is made with; no fingerprint counts it
+TRAINED = ".trained"  # its mark that training has ended well
 PARENT = "TRAINING_PID"  # environment variable: the process that training must not outlive
 # Passed on under FlagEmbedding's and transformers' own names.
 PASSED_ON = (
@@ -47,9 +48,11 @@ def main() -> int:
     train_data = Path(args.train_data or training_lines_path(args))
     output = checkpoint_path(args)
     phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS))
+    if phase.manifest.exists():
+        remove_marks(output)
     if phase.is_done(args.overwrite):
         return 0
-    if output.exists() and any(output.iterdir()) and not phase.manifest.exists():
+    if _made_with(output) != phase.key and _is_foreign(output, phase.manifest):
         raise UsageError(f"{output} is not empty and was not made by this script; choose another --output_dir")
     groups = check_training_file(train_data, args)
     base_model = local_model(args.base_model)
@@ -58,36 +61,63 @@ def main() -> int:
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     with locked(unfinished.with_suffix(".lock")):
-        prepare(unfinished, phase.key)
-        command = training_command(args, base_model, train_data, unfinished)
-        print(" ".join(command), flush=True)
-        code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
-        if code:
-            print(
-                f"error: training ended with exit code {code}; the same command goes on from the last checkpoint in "
-                f"{unfinished}",
-                file=sys.stderr,
-            )
-            return 1
-        for scrap in (*unfinished.glob("checkpoint-*"), unfinished / MADE_WITH):
-            shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
-        shutil.rmtree(output, ignore_errors=True)
-        os.replace(unfinished, output)
-        sync_folder(output.parent)
+        if _made_with(output) != phase.key:
+            prepare(unfinished, phase.key)
+            if not (unfinished / TRAINED).exists():
+                command = training_command(args, base_model, train_data, unfinished)
+                print(" ".join(command), flush=True)
+                code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
+                if code:
+                    print(
+                        f"error: training ended with exit code {code}; the same command goes on from the last "
+                        f"checkpoint in {unfinished}",
+                        file=sys.stderr,
+                    )
+                    return 1
+                (unfinished / TRAINED).touch()
+            put_in_place(unfinished, output)
         phase.finish(groups)
+        remove_marks(output)
     return 0
+
+
+def put_in_place(unfinished: Path, output: Path) -> None:
+    """Give a trained model its name; its marks stay until then, so that no kill costs the training."""
+    for checkpoint in unfinished.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for path in unfinished.iterdir():
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(output, ignore_errors=True)
+    os.replace(unfinished, output)
+    sync_folder(output.parent)
+
+
+def remove_marks(output: Path) -> None:
+    """A folder with a manifest needs none."""
+    for mark in (TRAINED, MADE_WITH):
+        (output / mark).unlink(missing_ok=True)
+
+
+def _made_with(folder: Path) -> str | None:
+    """What an unfinished folder is made with; None for a finished one, or one that is not there."""
+    mark = folder / MADE_WITH
+    return mark.read_text() if mark.exists() else None
+
+
+def _is_foreign(output: Path, manifest: Path) -> bool:
+    return output.exists() and any(output.iterdir()) and not manifest.exists()
 
 
 def prepare(unfinished: Path, key: str) -> None:
     """Keep what an earlier call with the same inputs and settings left; remove what another left."""
-    made_with = unfinished / MADE_WITH
-    if made_with.exists() and made_with.read_text() == key:
+    if _made_with(unfinished) == key:
         if checkpoint := checkpoint_to_resume(unfinished):
             print(f"going on from {checkpoint}")
         return
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    made_with.write_text(key)
+    (unfinished / MADE_WITH).write_text(key)
 
 
 def checkpoint_to_resume(folder: Path) -> str | None:

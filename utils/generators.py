@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from utils.config import UsageError
-from utils.devices import local_model, torch_device
+from utils.devices import in_batches, local_model, torch_device
 from utils.files import file_name
-from utils.journal import Journal, in_chunks, resume
+from utils.journal import Journal, resume
 from utils.llm import Server, ask_all, request
 from utils.manifest import digest, fingerprint
 from utils.pricing import Budget
@@ -160,7 +160,8 @@ class HFGenerator(LocalGenerator):
         order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
         answers = [""] * len(prompts)
         stopping = {"stop_strings": self._stop, "tokenizer": self.tokenizer} if self._stop else {}
-        for batch in in_chunks(order, self._batch_size):
+
+        def work(batch: Sequence[int]) -> None:
             inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
             with torch.inference_mode():
@@ -178,6 +179,8 @@ class HFGenerator(LocalGenerator):
             new = output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = cut_at(text, self._stop).strip()
+
+        self._batch_size = in_batches(order, self._batch_size, work)
         return answers
 
 

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import os
-import platform
-import shlex
 import sys
-import time
 from collections.abc import Iterable, Mapping
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from utils.config import SECRETS, UsageError
 from utils.files import atomic
+from utils.provenance import command_line, commit, machine, versions
 
-SECRETS = ("api_key",)
 WHOLE_FILE_LIMIT = 1 << 30
-REPORTED_PACKAGES = (
-    "torch",
-    "transformers",
-    "flashrag-dev",
-    "FlagEmbedding",
-    "faiss-cpu",
-    "faiss-gpu",
-    "openai",
-    "vllm",
-)
 
 
 def digest(value: Any) -> str:
@@ -49,7 +37,13 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         return digest([(str(p.relative_to(path)), fingerprint(p)) for p in files])
     if not path.exists():
         return f"name:{path}"
-    size, seen = path.stat().st_size, hashlib.sha256()
+    about = path.stat()
+    return _file_hash(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_hash(path: Path, size: int, mtime: int) -> str:
+    seen = hashlib.sha256()
     with open(path, "rb") as handle:
         if size <= WHOLE_FILE_LIMIT:
             while block := handle.read(1 << 20):
@@ -69,6 +63,9 @@ class Phase:
         output: the file or folder that the command makes.
         inputs: files, folders or hub ids that it is made from.
         settings: every setting that changes it; none of them secret.
+
+    Raises:
+        UsageError: an input is not what its manifest says, or two inputs come from different versions of one file.
     """
 
     def __init__(self, output: str | os.PathLike[str], inputs: Iterable[Any], settings: Mapping[str, Any]) -> None:
@@ -76,15 +73,20 @@ class Phase:
         self.settings = {k: v for k, v in settings.items() if k not in SECRETS}
         self.inputs = {str(path): fingerprint(path) for path in inputs}
         self.key = digest([self.inputs, self.settings])
-        self._started = time.time()
+        self._started = datetime.now(UTC)
+        check_inputs(self.inputs)
 
     @property
     def manifest(self) -> Path:
         """Path of the manifest."""
-        return self.output.with_name(f"{self.output.name}.manifest.json")
+        return manifest_path(self.output)
 
     def is_done(self, overwrite: bool) -> bool:
-        """True, and said, if the output stands and was made from the same inputs and settings."""
+        """True, and said, if the output stands and was made from the same inputs and settings.
+
+        Raises:
+            UsageError: it was made so, and changed afterwards by hand.
+        """
         if overwrite or not self.output.exists() or not self.manifest.exists():
             return False
         done = orjson.loads(self.manifest.read_bytes())
@@ -96,11 +98,26 @@ class Phase:
                 file=sys.stderr,
             )
             return False
+        if fingerprint(self.output) != done["output_sha256"]:
+            raise UsageError(
+                f"{self.output} has changed since it was made; --overwrite makes it again (to keep it as it is, remove "
+                f"{self.manifest} and move it)"
+            )
         print(f"{self.output} is finished ({done['rows']} rows); --overwrite makes it again")
         return True
 
-    def finish(self, rows: int, dropped: Mapping[str, int] | None = None, **facts: Any) -> None:
-        """Write the manifest and say in one line what was made and what was dropped."""
+    def finish(
+        self, rows: int, dropped: Mapping[str, int] | None = None, beside: Iterable[Path] = (), **facts: Any
+    ) -> None:
+        """Write the manifest and say in one line what was made and what was dropped.
+
+        Args:
+            rows: in the output.
+            dropped: how many rows are not, by reason.
+            beside: files that belong to the output and are checked with it.
+            facts: whatever else a reader should know.
+        """
+        seconds = (datetime.now(UTC) - self._started).total_seconds()
         dropped = {reason: n for reason, n in (dropped or {}).items() if n}
         record = {
             "output": str(self.output),
@@ -112,9 +129,12 @@ class Phase:
             "settings": self.settings,
             "inputs": self.inputs,
             "output_sha256": fingerprint(self.output),
-            "seconds": round(time.time() - self._started, 1),
+            "beside": {path.name: fingerprint(path) for path in beside},
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
             "versions": versions(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "commit": commit(),
+            "machine": machine(),
         }
         with atomic(self.manifest) as handle:
             handle.write(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
@@ -122,21 +142,41 @@ class Phase:
         print(f"{self.output}: {rows} rows in {record['seconds']} s; dropped: {lost}")
 
 
-def command_line() -> str:
-    """The command as typed, the key's value left out."""
-    words, hide = [], False
-    for word in [Path(sys.argv[0]).name, *sys.argv[1:]]:
-        name, equals, _ = word.partition("=")
-        secret = name.lstrip("-") in SECRETS
-        words.append("***" if hide else f"{name}=***" if secret and equals else word)
-        hide = secret and not equals
-    return shlex.join(words)
+def manifest_path(output: Path) -> Path:
+    """``OUTPUT.manifest.json``."""
+    return output.with_name(f"{output.name}.manifest.json")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results."""
-    found = {"python": platform.python_version()}
-    for name in REPORTED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+def check_inputs(inputs: Mapping[str, str]) -> None:
+    """Hold files that this project made against the manifests that lie beside them.
+
+    Args:
+        inputs: path -> fingerprint.
+
+    Raises:
+        UsageError: a file was changed after it was made, or two were made from different versions of one file.
+            The message names the command that makes it again.
+    """
+    origins = dict(inputs)
+    for name, found in inputs.items():
+        path = Path(name)
+        if not manifest_path(path).exists():
+            continue
+        made = orjson.loads(manifest_path(path).read_bytes())
+        parts = {path: found} | {path.with_name(other): None for other in made.get("beside", {})}
+        for part, known in parts.items():
+            promised = made["output_sha256"] if part == path else made["beside"][part.name]
+            if (known or fingerprint(part)) != promised:
+                raise UsageError(
+                    f"{part} is not what {manifest_path(path)} says was made: it was changed since, or its making was "
+                    f"interrupted. Make it again by {made['command']} --overwrite, or remove the manifest to use it as "
+                    "it is"
+                )
+        for origin, value in made["inputs"].items():
+            if origins.setdefault(origin, value) != value:
+                raise UsageError(
+                    f"{name} was made from another version of {origin} than the rest of the input; make what is older "
+                    f"again, {name} by: {made['command']}"
+                )
+            if origin not in inputs and Path(origin).exists() and fingerprint(origin) != value:
+                print(f"note: {origin} has changed since {name} was made from it", file=sys.stderr)

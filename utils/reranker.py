@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flashrag.retriever.reranker import BaseReranker
 from numpy.typing import NDArray
 
-from utils.devices import autocast, half_precision, local_model, torch_device
+from utils.devices import autocast, half_precision, in_batches, local_model, torch_device
 from utils.fusion import descending
 
 
@@ -33,6 +35,7 @@ class LengthSortedReranker(BaseReranker):
         self.ranker: Any = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
         self.ranker.eval().to(self.device)
         self.max_length: int = min(args.rerank_max_length, self.tokenizer.model_max_length)
+        self._fits = sys.maxsize  # pairs at once, as far as is known
         self._half = half_precision() if args.rerank_use_fp16 else None
         if self._half is not None:
             _keep_fp32(self.ranker.classifier if hasattr(self.ranker, "classifier") else self.ranker.score)
@@ -56,13 +59,15 @@ class LengthSortedReranker(BaseReranker):
             return []
         encoded = self._tokenise([query for query, _ in pairs], [passage for _, passage in pairs])
         order = sorted(range(len(pairs)), key=lambda i: -len(encoded["input_ids"][i]))
+
+        def work(batch: Sequence[int]) -> None:
+            inputs = self.tokenizer.pad(
+                {name: [values[i] for i in batch] for name, values in encoded.items()}, return_tensors="pt"
+            ).to(self.device)
+            scores[batch] = self.ranker(**inputs).logits.view(-1).float().cpu().numpy()
+
         with torch.inference_mode(), autocast(self._half):
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                inputs = self.tokenizer.pad(
-                    {name: [values[i] for i in batch] for name, values in encoded.items()}, return_tensors="pt"
-                ).to(self.device)
-                scores[batch] = self.ranker(**inputs).logits.view(-1).float().cpu().numpy()
+            self._fits = in_batches(order, min(batch_size, self._fits), work)
         return scores.tolist()
 
     def rerank(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,13 @@ RETRIEVAL_SETTINGS = (
 )
 
 
-def retrieve(questions: list[Question], args: argparse.Namespace, topk: int, output: Path) -> None:
+def retrieve(
+    questions: list[Question],
+    args: argparse.Namespace,
+    topk: int,
+    output: Path,
+    dropped: Mapping[str, int] | None = None,
+) -> None:
     """Write the candidates of ``questions`` and the texts of all their passages, once each.
 
     Resumes after a kill at the last whole chunk of ``retrieval_batch_size`` questions.
@@ -36,6 +43,7 @@ def retrieve(questions: list[Question], args: argparse.Namespace, topk: int, out
         args: the ``retrieval`` section's settings and ``overwrite``.
         topk: passages a question.
         output: JSON lines of `utils.rows.Candidates`; the texts go to `utils.passages.passages_path`.
+        dropped: rows of the questions' file that were left out, for the manifest.
     """
     settings = {key: getattr(args, key) for key in RETRIEVAL_SETTINGS} | {
         "topk": topk,
@@ -69,7 +77,12 @@ def retrieve(questions: list[Question], args: argparse.Namespace, topk: int, out
             ),
         )
         short = sum(len(record["rows"]) < topk for record in found)
-        phase.finish(len(questions), facts={"passages": len(ids), f"questions with fewer than {topk}": short})
+        phase.finish(
+            len(questions),
+            dropped,
+            beside=[passages_path(output)],
+            facts={"passages": len(ids), f"questions with fewer than {topk}": short},
+        )
         journal.delete()
 
 

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fin
 
 
 def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Numbers as they are written: answers such as 1969 and 3.5 often come without quotes."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _not_blank(value: str) -> str:
@@ -18,7 +19,7 @@ def _not_blank(value: str) -> str:
 
 
 def _list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, int)) else value
+    return [value] if isinstance(value, (str, int, float)) else value
 
 
 Name = Annotated[str, BeforeValidator(_text), AfterValidator(_not_blank)]

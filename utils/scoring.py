@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.encoder import Embeddings, Encoder, length_order, make_scorer
-from utils.files import read_rows, write_lines
+from utils.files import atomic, read_rows, reserve, write_lines
 from utils.fusion import descending
 from utils.journal import in_chunks
 from utils.manifest import Phase
@@ -136,9 +136,11 @@ def _encode_resumable(
             if rows is None:
                 shape = (len(texts), found.shape[1])
                 rows = np.lib.format.open_memmap(rows_path, mode="w+", dtype=np.float32, shape=shape)
+                reserve(rows_path)
             rows[chunk] = found
             rows.flush()
             done += len(chunk)
-            progress.write_text(f"{made_with} {done}")
+            with atomic(progress) as handle:
+                handle.write(f"{made_with} {done}".encode())
             bar.update(len(chunk))
     return rows

@@ -96,7 +96,8 @@ def write_training_file(
     if passages_needed(sampling, topk) > topk:
         raise UsageError(f"--sampling {sampling} needs --fusion_topk {passages_needed(sampling, topk)}, not {topk}")
     settings = {"reason_weight": weight, "sampling": sampling, "fusion_topk": topk}
-    phase = Phase(output, dict.fromkeys([reason_cache, retrieval_cache]), settings)
+    known = [path for path in (docs, passages) if Path(path).exists()]
+    phase = Phase(output, dict.fromkeys([reason_cache, retrieval_cache, *known]), settings)
     if phase.is_done(overwrite):
         return
     make = "python dataset_generation.py --dataset NAME --phase generate_dataset --method {}"

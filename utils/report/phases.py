@@ -23,6 +23,7 @@ def phases(plan: Plan, runs: list[Run]) -> dict[str, Any]:
     manifests = [orjson.loads(path.read_bytes()) for path in _manifests(plan, runs)]
     machines = sorted({found["machine"] for found in manifests})
     versions = sorted({f"{name} {version}" for found in manifests for name, version in found["versions"].items()})
+    versions += sorted({f"commit {found.get('commit', 'unknown')}" for found in manifests})
     return {
         "phases": [_row(found) for found in manifests],
         "machine": ", ".join(machines),
@@ -47,7 +48,7 @@ def _manifests(plan: Plan, runs: list[Run]) -> Iterator[Path]:
 
 def _row(found: dict[str, Any]) -> dict[str, Any]:
     facts = found.get("facts", {})
-    script = found["command"].split()[0]
+    script = found["command"].removeprefix("python ").removeprefix("-m ").split()[0]
     flags = re.findall(r"--(?:phase|method)[ =](\w+)", found["command"])
     return {
         "command": found["command"],
