@@ -79,9 +79,7 @@ def in_batches(items: Sequence[Any], size: int, work: Callable[[Sequence[Any]], 
             work(part)
         except torch.OutOfMemoryError:
             if len(part) == 1:
-                raise UsageError(
-                    "out of GPU memory with a batch of one; use shorter texts or a smaller model"
-                ) from None
+                raise UsageError("out of GPU memory with one item at once; take a smaller model or length") from None
             size = len(part) // 2
             print(f"out of GPU memory with {len(part)} at once; going on with {size}", file=sys.stderr)
         else:

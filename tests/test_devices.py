@@ -1,0 +1,58 @@
+"""What happens when a batch does not fit: halved, said, and nothing else changes."""
+
+import pytest
+import torch
+
+from utils.config import UsageError
+from utils.devices import in_batches
+from utils.encoder import TextEncoder
+from utils.reranker import LengthSortedReranker
+
+TEXTS = [f"text {'long ' * (i % 7)}{i}" for i in range(23)]
+
+
+def limited(module, most):
+    """A model whose memory holds ``most`` texts."""
+    inner = module.forward
+
+    def forward(input_ids, **inputs):
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return inner(input_ids=input_ids, **inputs)
+
+    module.forward = forward
+
+
+def test_an_encoder_out_of_memory_gives_the_same_rows(tiny_encoder, capsys):
+    encoder = TextEncoder(str(tiny_encoder), 64)
+    expected = encoder.encode(TEXTS, batch_size=16)
+    limited(encoder.model, 5)
+    assert abs(encoder.encode(TEXTS, batch_size=16) - expected).max() < 1e-6
+    said = capsys.readouterr().err
+    assert "with 16 at once; going on with 8" in said
+    assert "going on with 4" in said
+    encoder.encode(TEXTS, batch_size=16)
+    assert capsys.readouterr().err == "", "what has been learnt once is not learnt again"
+
+
+def test_a_reranker_out_of_memory_gives_the_same_scores(tiny_reranker, capsys):
+    from types import SimpleNamespace
+
+    args = SimpleNamespace(
+        rerank_model_name="tiny", rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
+        rerank_batch_size=16, rerank_use_fp16=False,
+    )  # fmt: skip
+    reranker = LengthSortedReranker(args)
+    expected = reranker.get_rerank_scores(["a question"], [TEXTS], 16)
+    limited(reranker.ranker, 3)
+    assert reranker.get_rerank_scores(["a question"], [TEXTS], 16) == pytest.approx(expected, abs=1e-5)
+    assert "going on with 2" in capsys.readouterr().err
+
+
+def test_one_item_that_does_not_fit_is_told():
+    def work(part):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(UsageError, match="one item at once"):
+        in_batches([1, 2, 3], 2, work)
+    assert in_batches([], 4, work) == 4
