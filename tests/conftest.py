@@ -32,7 +32,14 @@ def no_key(monkeypatch):
 
 
 # Their phases start no processes whose words would be lost; in this process FlashRAG and torch load once for all tests.
-IN_PROCESS = {"dataset_generation.py", "import_rationales.py", "llm_generation.py", "mmlu_evaluation.py", "run_rag.py"}
+IN_PROCESS = {
+    "build_index.py",
+    "dataset_generation.py",
+    "import_rationales.py",
+    "llm_generation.py",
+    "mmlu_evaluation.py",
+    "run_rag.py",
+}
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +162,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def index(tmp_path_factory, corpus, tiny_encoder) -> Path:
-    """The corpus's Flat index, built by FlashRAG's builder with the published flags."""
+    """The corpus's Flat index, built by FlashRAG's builder with the published flags: the reference."""
     folder = tmp_path_factory.mktemp("index")
     subprocess.run(
         [
@@ -175,6 +182,7 @@ def retrieval_args(index, corpus, tiny_encoder) -> SimpleNamespace:
         retrieval_method="e5", retriever_path=str(tiny_encoder), index_path=str(index), corpus_path=str(corpus),
         retrieval_batch_size=4, retrieval_query_max_length=64, retrieval_pooling_method="mean",
         retrieval_use_fp16=True, instruction=None, faiss_gpu=False, faiss_mmap=True, overwrite=False,
+        trust_remote_code=[],
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def test_a_reranker_out_of_memory_gives_the_same_scores(tiny_reranker, capsys):
     from types import SimpleNamespace
 
     args = SimpleNamespace(
+        trust_remote_code=[],
         rerank_model_name="tiny", rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
         rerank_batch_size=16, rerank_use_fp16=False,
     )  # fmt: skip

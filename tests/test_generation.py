@@ -107,6 +107,7 @@ def test_model_names_cannot_leave_the_folder():
 @pytest.fixture
 def args(tiny_llama, tmp_path):
     return SimpleNamespace(
+        trust_remote_code=[],
         framework="hf",
         model_path=str(tiny_llama),
         generator_batch_size=3,

@@ -9,6 +9,7 @@ from conftest import SUBJECTS
 @pytest.fixture
 def args(tiny_reranker):
     return SimpleNamespace(
+        trust_remote_code=[],
         rerank_model_name=None, rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
         rerank_batch_size=4, rerank_use_fp16=False,
     )  # fmt: skip

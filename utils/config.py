@@ -83,6 +83,8 @@ def phase_arguments(
         ``overwrite`` and the extras. Secrets come from ``--api_key``, else the environment, else the file.
     """
     sections = ("common", *sections)
+    if argv is None:
+        _hide_key()
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--config")
     profile = pre.parse_known_args(argv)[0].config
@@ -114,6 +116,21 @@ def phase_arguments(
     if "api_key" in vars(args) and not any(a.startswith("--api_key") for a in argv or sys.argv[1:]):
         args.api_key = os.environ.get("OPENAI_API_KEY") or args.api_key
     return args
+
+
+def _hide_key() -> None:
+    """Start this process again with a key from the command line in its environment: every user can read titles."""
+    words, kept, key = sys.argv[1:], [], None
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name.lstrip("-") not in SECRETS:
+            kept.append(name + equals + value)
+        elif equals or words:
+            key = value if equals else words.pop(0)
+    command = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if key is not None and sys.orig_argv[len(command) :] == sys.argv[1:]:
+        os.environ["OPENAI_API_KEY"] = key
+        os.execv(sys.executable, [sys.executable, *command[1:], *kept])
 
 
 def check_dataset_name(name: str) -> None:

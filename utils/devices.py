@@ -95,6 +95,23 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def pretrained(auto: Any, path: str, trust: bool, **options: Any) -> Any:
+    """Load a model, tokenizer or configuration; code that comes with it runs only if ``trust`` says so.
+
+    Raises:
+        UsageError: it cannot be loaded without its own code.
+    """
+    try:
+        return auto.from_pretrained(path, trust_remote_code=trust, **options)
+    except ValueError as error:
+        if trust or "trust_remote_code" not in str(error):
+            raise
+        raise UsageError(
+            f"{path} brings its own Python code, which would run with your rights. If you trust it: "
+            "--trust_remote_code NAME, with the name or path as it is given"
+        ) from None
+
+
 def local_model(name: str) -> str:
     """Folder of a model given by folder or hub id.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config import UsageError
-from utils.devices import autocast, half_precision, in_batches, local_model, torch_device
+from utils.devices import autocast, half_precision, in_batches, local_model, pretrained, torch_device
 
 Embeddings = NDArray[np.float32]
 
@@ -37,14 +37,23 @@ class TextEncoder:
         pooling: ``mean``, ``cls`` or ``pooler``.
         half: fp16, on a GPU only: bf16 on a CPU moves cosines by 2e-3, more than neighbours differ.
         prefix: put before every text, such as e5's "query: ".
+        trust: run code that the model brings.
     """
 
-    def __init__(self, path: str, max_length: int, pooling: str = "mean", half: bool = False, prefix: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        max_length: int,
+        pooling: str = "mean",
+        half: bool = False,
+        prefix: str = "",
+        trust: bool = False,
+    ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         path = local_model(path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        self.model: Any = AutoModel.from_pretrained(path).eval().to(torch_device())
+        self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
+        self.model: Any = pretrained(AutoModel, path, trust).eval().to(torch_device())
         self.dimension: int = self.model.config.hidden_size
         self.max_length = min(max_length, self.tokenizer.model_max_length)
         self.pooling, self.prefix = pooling, prefix
@@ -110,5 +119,11 @@ def make_scorer(args: argparse.Namespace) -> Encoder:
     if args.scorer == "bge-m3":
         return BgeM3Encoder(args.model_path, args.scorer_max_length, args.scorer_use_fp16)
     if args.scorer == "encoder":
-        return TextEncoder(args.model_path, args.scorer_max_length, args.scorer_pooling_method, args.scorer_use_fp16)
+        return TextEncoder(
+            args.model_path,
+            args.scorer_max_length,
+            args.scorer_pooling_method,
+            args.scorer_use_fp16,
+            trust=args.model_path in args.trust_remote_code,
+        )
     raise UsageError(f"--scorer {args.scorer!r} is neither bge-m3 nor encoder")

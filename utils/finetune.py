@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
-from utils.devices import half_precision, local_model, select_devices, torch_device
+from utils.devices import half_precision, local_model, pretrained, select_devices, torch_device
 from utils.files import locked, parse_row, read_jsonl, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
@@ -161,10 +161,11 @@ def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
     """Refuse a pair that the model has no positions for: it would fail, or read garbage, mid-training."""
     from transformers import AutoConfig, AutoTokenizer
 
+    trust = args.base_model in args.trust_remote_code
     pair = args.query_max_len + args.passage_max_len
-    positions = getattr(AutoConfig.from_pretrained(base_model), "max_position_embeddings", None)
+    positions = getattr(pretrained(AutoConfig, base_model, trust), "max_position_embeddings", None)
     # The tokenizer's limit leaves out positions a model reserves (XLM-R has 514 for 512 tokens).
-    limit = min(AutoTokenizer.from_pretrained(base_model).model_max_length, positions or sys.maxsize)
+    limit = min(pretrained(AutoTokenizer, base_model, trust).model_max_length, positions or sys.maxsize)
     if pair > limit:
         raise UsageError(
             f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len} = {pair} tokens, but "
@@ -189,6 +190,7 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
     settings |= {
         "model_name_or_path": base_model,
         "train_data": str(train_data),
+        "trust_remote_code": str(args.base_model in args.trust_remote_code),
         "output_dir": str(output),
         "save_strategy": "steps",
         "save_steps": str(args.checkpoint_steps),

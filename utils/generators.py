@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from utils.config import UsageError
-from utils.devices import in_batches, local_model, torch_device
+from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.files import file_name
 from utils.journal import Journal, resume
 from utils.llm import Server, ask_all, request
@@ -102,8 +102,8 @@ class LocalGenerator(ABC):
 
         self.name = Path(args.model_path).name
         self.facts: dict[str, Any] = {}
-        self.path = local_model(args.model_path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
+        self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
+        self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
         self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
 
@@ -146,8 +146,8 @@ class HFGenerator(LocalGenerator):
         from transformers import AutoModelForCausalLM
 
         quantised = quantisation(args.quantization)
-        return AutoModelForCausalLM.from_pretrained(
-            self.path, dtype="auto", device_map="auto", quantization_config=quantised
+        return pretrained(
+            AutoModelForCausalLM, self.path, self.trust, dtype="auto", device_map="auto", quantization_config=quantised
         )
 
     def _ids(self, prompt: Prompt) -> list[int]:
@@ -245,6 +245,7 @@ class VLLMGenerator(LocalGenerator):
             gpu_memory_utilization=args.gpu_memory_utilization,
             max_model_len=args.max_input_tokens + args.max_tokens,
             seed=args.seed,
+            trust_remote_code=self.trust,
         )
         self._max_tokens, self._stop, self._seed = args.max_tokens, args.stop, args.seed
 

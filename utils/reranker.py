@@ -11,7 +11,7 @@ import numpy as np
 from flashrag.retriever.reranker import BaseReranker
 from numpy.typing import NDArray
 
-from utils.devices import autocast, half_precision, in_batches, local_model, torch_device
+from utils.devices import autocast, half_precision, in_batches, local_model, pretrained, torch_device
 from utils.fusion import descending
 
 
@@ -30,9 +30,9 @@ class LengthSortedReranker(BaseReranker):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         super().__init__(vars(args) | {"device": torch_device()})
-        path = local_model(self.reranker_model_path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        self.ranker: Any = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+        path, trust = local_model(self.reranker_model_path), args.rerank_model_path in args.trust_remote_code
+        self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
+        self.ranker: Any = pretrained(AutoModelForSequenceClassification, path, trust, num_labels=1)
         self.ranker.eval().to(self.device)
         self.max_length: int = min(args.rerank_max_length, self.tokenizer.model_max_length)
         self._fits = sys.maxsize  # pairs at once, as far as is known

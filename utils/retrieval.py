@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from utils.config import UsageError
 from utils.files import write_lines
 from utils.journal import Journal, in_chunks, resume
-from utils.manifest import Phase, digest
+from utils.manifest import Phase, digest, fingerprint, manifest_path
 from utils.passages import passages_path
 from utils.rows import Candidates, Question
 
@@ -107,9 +109,26 @@ def check_retrieval_inputs(args: argparse.Namespace) -> None:
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         if not os.path.exists(path):
             raise UsageError(f"{what} {path} is missing; README, 'Reproduce the paper', shows how it is made")
+    check_index_origin(args)
     for family in ("e5", "bge"):
         if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
             raise UsageError(
                 f"--retriever_path {args.retriever_path} looks like {family}, but --retrieval_method "
                 f"{args.retrieval_method} gives its queries no prefix; use --retrieval_method {family}"
+            )
+
+
+def check_index_origin(args: argparse.Namespace) -> None:
+    """Refuse an index that its manifest says was made of another corpus, with another encoder, or in another way."""
+    path = manifest_path(Path(args.index_path))
+    if not path.exists():
+        return
+    made = orjson.loads(path.read_bytes())
+    for flag, value in (("--retriever_path", args.retriever_path), ("--corpus_path", args.corpus_path)):
+        if fingerprint(value) not in made["inputs"].values():
+            raise UsageError(f"{args.index_path} was not made with {flag} {value}, but by: {made['command']}")
+    for key in ("retrieval_method", "retrieval_pooling_method"):
+        if made["settings"].get(key, getattr(args, key)) != getattr(args, key):
+            raise UsageError(
+                f"{args.index_path} was made with --{key} {made['settings'][key]}, not {getattr(args, key)}"
             )

@@ -10,7 +10,7 @@ import faiss
 from flashrag.retriever.retriever import DenseRetriever
 from flashrag.retriever.utils import set_default_instruction
 
-from utils.config import UsageError
+from utils.config import SECRETS, UsageError
 from utils.devices import usable_cores
 from utils.encoder import TextEncoder
 from utils.files import parse_row
@@ -35,6 +35,7 @@ class FlatRetriever(DenseRetriever):
 
     def __init__(self, args: argparse.Namespace, topk: int) -> None:
         self._mmap = args.faiss_mmap and not args.faiss_gpu
+        self._trust = args.retriever_path in args.trust_remote_code
         super().__init__(
             {
                 "retrieval_topk": topk,
@@ -44,13 +45,13 @@ class FlatRetriever(DenseRetriever):
                 "retrieval_cache_path": None,
                 "use_reranker": False,
                 "use_sentence_transformer": False,
-                **vars(args),
+                **{key: value for key, value in vars(args).items() if key not in SECRETS},
             }
         )
         if self.index.ntotal != len(self.corpus):
             raise UsageError(
                 f"{args.index_path} holds {self.index.ntotal} vectors but {args.corpus_path} has {len(self.corpus)} "
-                "passages: it was built from another corpus; build it again with flashrag.retriever.index_builder"
+                "passages: it was built from another corpus; build it again with build_index.py"
             )
         if self.index.d != self.encoder.dimension:
             raise UsageError(
@@ -76,6 +77,7 @@ class FlatRetriever(DenseRetriever):
             self.pooling_method,
             half=self.use_fp16,
             prefix=query_prefix(self.retrieval_method, self.instruction),
+            trust=self._trust,
         )
 
     def search_rows(self, queries: list[str], topk: int) -> list[tuple[list[int], list[float]]]:

@@ -1,0 +1,33 @@
+"""Encode a corpus and write the Flat index that retrieval searches.
+
+    python build_index.py                                                  (e5-base-v2 over wiki18, on a GPU)
+    python build_index.py --corpus_path=mine.jsonl --index_path=indexes/mine_Flat.index
+
+reads   --corpus_path, JSON lines {id, contents}, as a stream
+writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's line i
+        INDEX_PATH.shards/ until then: encoded passages, --index_shard_size a file
+
+A kill costs at most the shard in work. Memory holds one shard, whatever the size of the corpus. The file
+is the one that FlashRAG's index builder makes with --faiss_type Flat, and FlashRAG reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.config import phase_arguments, run_main
+from utils.devices import select_devices
+
+
+def main() -> None:
+    """Parse the command line, encode what is missing, and join the shards."""
+    args = phase_arguments(__doc__, ["retrieval", "index"])
+    select_devices(args)
+
+    from utils.index import build_index
+
+    build_index(Path(args.corpus_path), Path(args.index_path), args)
+
+
+if __name__ == "__main__":
+    run_main(main)

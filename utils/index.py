@@ -1,0 +1,149 @@
+"""A Flat index of a corpus: encoded shard by shard, joined into one file, never whole in memory."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from utils.config import UsageError
+from utils.encoder import TextEncoder
+from utils.files import atomic, locked, parse_row, read_jsonl, require_space
+from utils.manifest import Phase
+from utils.rows import Passage
+
+INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length", "index_use_fp16")
+ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
+MADE_WITH = "made_with"
+
+
+def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
+    """Encode ``corpus`` and write ``output``, going on from the shards that an earlier call left.
+
+    Args:
+        corpus: JSON lines of `utils.rows.Passage`.
+        output: the index file; its manifest tells with which encoder it must be searched.
+        args: the ``retrieval`` and ``index`` sections' settings.
+
+    Raises:
+        UsageError: a missing corpus, a bad line, or too small a disk.
+    """
+    if not corpus.exists():
+        raise UsageError(f"corpus {corpus} is missing; give --corpus_path (JSON lines {{id, contents}})")
+    settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
+    phase = Phase(output, [corpus, args.retriever_path], settings)
+    if phase.is_done(args.overwrite):
+        return
+    folder = output.with_name(f"{output.name}.shards")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock")):
+        _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")
+        encoder = TextEncoder(
+            args.retriever_path,
+            args.index_max_length,
+            args.retrieval_pooling_method,
+            half=args.index_use_fp16,
+            prefix=passage_prefix(args.retrieval_method),
+            trust=args.retriever_path in args.trust_remote_code,
+        )
+        size = corpus_size(corpus)
+        done = len(list(folder.glob("*.npy"))) * args.index_shard_size
+        require_space(folder, 4 * encoder.dimension * (2 * size - min(done, size)), f"{output} and its shards")
+        paths = _encode_shards(corpus, size, folder, encoder, args)
+        rows = join_shards(paths, encoder.dimension, output)
+        phase.finish(rows, facts={"dimension": encoder.dimension})
+        shutil.rmtree(folder)
+
+
+def passage_prefix(method: str) -> str:
+    """FlashRAG's text before every passage, by the method's name: ``passage: `` for e5."""
+    from flashrag.retriever.utils import set_default_instruction
+
+    return set_default_instruction(method, is_query=False)
+
+
+def corpus_size(corpus: Path) -> int:
+    """Lines that are not blank."""
+    with open(corpus, "rb") as lines:
+        return sum(not line.isspace() for line in lines)
+
+
+def _begin_anew_unless(folder: Path, made_with: str) -> None:
+    mark = folder / MADE_WITH
+    if not mark.exists() or mark.read_text() != made_with:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        mark.write_text(made_with)
+
+
+def _encode_shards(corpus: Path, size: int, folder: Path, encoder: TextEncoder, args: argparse.Namespace) -> list[Path]:
+    lines = read_jsonl(corpus)
+    paths: list[Path] = []
+    with tqdm(total=size, desc="encode", unit="passage", smoothing=0.05) as bar:
+        for number in itertools.count():
+            shard = list(itertools.islice(lines, args.index_shard_size))
+            if not shard:
+                return paths
+            paths.append(folder / f"{number:05d}.npy")
+            if paths[-1].exists():
+                bar.update(len(shard))
+                bar.unpause()
+                continue
+            texts = [parse_row(raw, Passage, f"{corpus}:{line}").contents for line, raw in shard]
+            rows = np.empty((len(texts), encoder.dimension), dtype=np.float32)
+            for start in range(0, len(texts), ENCODE_AT_ONCE):
+                part = texts[start : start + ENCODE_AT_ONCE]
+                rows[start : start + len(part)] = encoder.encode(part, args.index_batch_size)
+                bar.update(len(part))
+            with atomic(paths[-1]) as handle:
+                np.save(handle, rows)
+    return paths
+
+
+def join_shards(paths: list[Path], dimension: int, output: Path) -> int:
+    """Write the rows of ``.npy`` files as one faiss Flat index with inner product; returns their number.
+
+    faiss adds vectors in memory, 65 GB for wiki18. Its Flat file is a header and the rows, so that the header
+    of an empty index with the right counts, and the rows as they come, are the same file.
+
+    Args:
+        paths: float arrays of shape ``(any, dimension)``, in the corpus's order.
+        dimension: of the vectors.
+        output: the index file.
+    """
+    total = sum(len(_mapped(path)) for path in paths)
+    with atomic(output) as handle:
+        handle.write(flat_header(dimension, total))
+        for block in _blocks(paths):
+            handle.write(np.ascontiguousarray(block, dtype=np.float32).data)
+    return total
+
+
+def flat_header(dimension: int, rows: int) -> bytes:
+    """What stands before the vectors in a faiss IndexFlatIP file of so many rows."""
+    import faiss
+
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
+    # "IxFI", dimension (4 bytes), rows (8 bytes), ...; at the end the number of floats (8 bytes).
+    struct.pack_into("<q", header, 8, rows)
+    struct.pack_into("<Q", header, len(header) - 8, rows * dimension)
+    return bytes(header)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    return np.load(path, mmap_mode="r")
+
+
+def _blocks(paths: list[Path]) -> Iterator[NDArray[Any]]:
+    for path in paths:
+        rows = _mapped(path)
+        for start in range(0, len(rows), 65_536):
+            yield rows[start : start + 65_536]
