@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from utils.config import UsageError, load_config
 from utils.files import file_name
-from utils.generators import FRAMEWORKS, cut_at, make_generator, token_ids
+from utils.generators import make_generator
+from utils.local_generators import cut_at, token_ids
 from utils.prompts import RagPrompt, _cut_longest, format_reference
 
 PROMPTS = load_config()["prompts"]
@@ -160,7 +161,7 @@ def test_hf_is_greedy_and_batching_changes_nothing(args):
 
 
 def test_local_answers_are_kept_and_other_settings_ask_again(args, monkeypatch):
-    from utils.generators import HFGenerator
+    from utils.local_generators import HFGenerator
 
     asked = []
     inner = HFGenerator._answer
@@ -298,7 +299,7 @@ def test_unknown_framework_and_missing_library_are_told(args):
         import vllm  # noqa: F401
     except ImportError:
         with pytest.raises(UsageError, match="requirements-gpu.txt"):
-            FRAMEWORKS["vllm"](args)
+            make_generator(args)
 
 
 @pytest.mark.slow
