@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from utils.generators import Prompt
@@ -41,6 +42,7 @@ class RagPrompt:
         Returns:
             Chat messages, or the completion prompt.
         """
+        passages = [defused(text) for text in passages]
         kept = self._fitting(question, passages)
         self.trimmed += kept != passages
         return self._render(question, kept)
@@ -72,6 +74,19 @@ class RagPrompt:
             {"role": "system", "content": system.format(reference=reference)},
             {"role": "user", "content": (self.prompts["rag_user"] or "").format(question=question)},
         ]
+
+
+# Of ChatML, Llama 2 and 3, Mistral, Gemma, and their relatives.
+CONTROL = re.compile(r"<(?=\|[^|<>\n]{1,40}\|>|/?s>|(?:start|end)_of_turn>|</?SYS>>)|\[(?=/?INST\])")
+
+
+def defused(text: str) -> str:
+    """The text with a blank in what chat models take for control tokens.
+
+    A server reads them in a passage as it does in its own template: a document could end the user's turn and
+    begin the system's.
+    """
+    return CONTROL.sub(lambda found: found[0] + " ", text)
 
 
 def format_reference(passages: list[str]) -> str:
