@@ -6,6 +6,7 @@
     python run_rag.py --dataset=nq --retrieval_topk=0                    (closed book: no retrieval)
     python run_rag.py --dataset=nq --rerank_model_name=oracle            (passages with an answer first)
     python run_rag.py --dataset=nq --framework=none                      (ranking quality alone, no LLM)
+    python run_rag.py --dataset=nq --framework=openai --dry_run          (tokens, cost, time and disk of the answers)
 
 reads   DATA_DIR/DATASET/SPLIT.jsonl, the index and its corpus, the reranker, the generator
 writes  SAVE_DIR/RUN/intermediate_data.json   questions, passages, answers and scores, FlashRAG's layout
@@ -27,10 +28,12 @@ from pathlib import Path
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main
 from utils.devices import select_devices
 
+EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
+
 
 def main() -> None:
     """Parse the command line and run the pipeline."""
-    args = phase_arguments(__doc__, ["retrieval", "rag"])
+    args = phase_arguments(__doc__, ["retrieval", "rag"], extra=EXTRA)
     if args.answer_type not in ("text", "letter"):
         raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
     select_devices(args)
@@ -62,6 +65,9 @@ def main() -> None:
         print((output / "metric_score.txt").read_text(), end="")
         return
     pipeline = RagPipeline(questions, args)
+    if args.dry_run:
+        print(pipeline.forecast())
+        return
     metrics = pipeline.run(output)
     for metric, found in metrics.items():
         print(f"{metric:10} {found}")

@@ -177,3 +177,21 @@ def test_mistakes_are_told(rag, flags, message):
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_dry_run_tells_the_price_of_the_answers_and_asks_nothing(rag, tmp_path):
+    early = rag("--dry_run")
+    assert (early.returncode, "run the same with --framework none" in early.stderr) == (2, True)
+    assert rag("--framework", "none").returncode == 0
+    before = rag("--dry_run")
+    assert before.returncode == 0, before.stderr
+    assert "6 rows: 0 answered already, 6 to ask" in before.stdout
+    assert "cost: $" in before.stdout
+    assert not rag.server.stats()["seen"]
+    assert rag().returncode == 0
+    assert rag("--test_sample_num", "4", "--dry_run").returncode == 2, "other questions, other rankings"
+    (tmp_path / "output/own_test_none_gpt-4o-mini/intermediate_data.json").unlink()
+    assert "6 rows: 6 answered already, 0 to ask" in rag("--dry_run").stdout
+    assert "asks no server" not in before.stderr
+    local = rag("--dry_run", "--framework", "hf")
+    assert (local.returncode, "the others ask no server" in local.stderr) == (2, True)

@@ -12,7 +12,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -26,6 +26,9 @@ from utils.passages import PassageTexts, passages_path
 from utils.retrieval import RETRIEVAL_SETTINGS
 from utils.rows import Candidates, Question
 from utils.trec import write_qrels, write_run
+
+if TYPE_CHECKING:
+    from utils.generators import Generator, Prompt
 
 RERANK_CHUNK = 64  # questions between two savings of progress
 RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
@@ -66,10 +69,7 @@ class RagPipeline:
             return None
         from utils.retrieval import retrieve
 
-        questions = digest([row.model_dump() for row in self.questions])
-        inputs = [fingerprint(path) for path in (args.index_path, args.corpus_path, args.retriever_path)]
-        key = digest([questions, inputs, settings_of(args, *RETRIEVAL_SETTINGS, "retrieval_topk")])
-        output = self.stages / f"retrieve_{args.dataset}_{args.split}_{key}.jsonl"
+        output = self._retrieval_path()
         retrieve(self.questions, args, args.retrieval_topk, output)
         return output
 
@@ -81,10 +81,8 @@ class RagPipeline:
             return retrieved
         if name == ORACLE:
             return self._oracle(retrieved)
-        settings = settings_of(args, *RERANK_SETTINGS)
-        key = digest([fingerprint(retrieved), fingerprint(args.rerank_model_path), settings])
-        output = self.stages / f"rerank_{args.dataset}_{args.split}_{key}.jsonl"
-        phase = Phase(output, [retrieved, args.rerank_model_path], settings)
+        output = self._ranking_path(retrieved)
+        phase = Phase(output, [retrieved, args.rerank_model_path], settings_of(args, *RERANK_SETTINGS))
         if phase.is_done(args.overwrite):
             return output
         from utils.reranker import LengthSortedReranker
@@ -110,7 +108,7 @@ class RagPipeline:
 
     def _oracle(self, retrieved: Path) -> Path:
         """Passages with an answer first, each half in the retriever's order: the most a reranker could do."""
-        output = retrieved.with_name(retrieved.name.replace("retrieve_", "oracle_"))
+        output = self._ranking_path(retrieved)
         phase = Phase(output, [retrieved], {})
         if not phase.is_done(self.args.overwrite):
             candidates = read_rows(retrieved, Candidates)
@@ -118,16 +116,48 @@ class RagPipeline:
             phase.finish(write_lines(output, (_answers_first(row, qrels[row.id]) for row in candidates)))
         return output
 
-    def generate(self, passages: Sequence[list[str]]) -> list[str]:
-        """One answer a question from its first ``rerank_topk`` passages.
+    def _retrieval_path(self) -> Path:
+        args = self.args
+        questions = digest([row.model_dump() for row in self.questions])
+        inputs = [fingerprint(path) for path in (args.index_path, args.corpus_path, args.retriever_path)]
+        key = digest([questions, inputs, settings_of(args, *RETRIEVAL_SETTINGS, "retrieval_topk")])
+        return self.stages / f"retrieve_{args.dataset}_{args.split}_{key}.jsonl"
 
-        Args:
-            passages: for each question its passage texts, best first; empty lists for closed book.
+    def _ranking_path(self, retrieved: Path) -> Path:
+        args, name = self.args, reranker_name(self.args)
+        if name == NO_RERANKER:
+            return retrieved
+        if name == ORACLE:
+            return retrieved.with_name(retrieved.name.replace("retrieve_", "oracle_"))
+        inputs = [fingerprint(retrieved), fingerprint(args.rerank_model_path)]
+        key = digest([*inputs, settings_of(args, *RERANK_SETTINGS)])
+        return self.stages / f"rerank_{args.dataset}_{args.split}_{key}.jsonl"
+
+    def forecast(self) -> str:
+        """What the answers of an API generator would take, from rankings that are there already.
+
+        Raises:
+            UsageError: another generator, or rankings that are still to be made.
         """
-        from utils.generators import make_generator
+        from utils.generators import OpenAIGenerator
+
+        if self.args.framework != "openai":
+            raise UsageError("--dry_run is for --framework openai; the others ask no server")
+        passages: list[list[str]] = [[] for _ in self.questions]
+        if self.args.retrieval_topk:
+            retrieved = self._retrieval_path()
+            ranked = self._ranking_path(retrieved) if retrieved.exists() else retrieved
+            if not ranked.exists():
+                raise UsageError("the rankings are not made yet: run the same with --framework none, which asks no LLM")
+            store = PassageTexts(passages_path(retrieved))
+            rows = read_rows(ranked, Candidates)
+            passages = [[store[pid] for pid in row.passage_ids[: self.args.rerank_topk]] for row in rows]
+        generator = OpenAIGenerator(self.args)
+        return generator.forecast(self._prompts(generator, passages))
+
+    def _prompts(self, generator: Generator, passages: Sequence[list[str]]) -> list[Prompt]:
         from utils.prompts import RagPrompt
 
-        generator = make_generator(self.args)
         prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens)
         prompts = [
             prompt.build(row.question, texts[: self.args.rerank_topk])
@@ -136,7 +166,18 @@ class RagPipeline:
         self.facts["prompts with trimmed passages"] = prompt.trimmed
         if prompt.trimmed:
             print(f"passages were trimmed in {prompt.trimmed} of {len(prompts)} prompts (--max_input_tokens)")
-        answers = generator.generate(prompts)
+        return prompts
+
+    def generate(self, passages: Sequence[list[str]]) -> list[str]:
+        """One answer a question from its first ``rerank_topk`` passages.
+
+        Args:
+            passages: for each question its passage texts, best first; empty lists for closed book.
+        """
+        from utils.generators import make_generator
+
+        generator = make_generator(self.args)
+        answers = generator.generate(self._prompts(generator, passages))
         self.facts |= generator.facts
         return answers
 
