@@ -54,10 +54,11 @@ def main() -> None:
         phase, dropped = phases[split], Counter[str]()
         if phase.is_done(args.overwrite):
             continue
-        rows = write_lines(phase.output, question_rows(split, splits[split], dropped))
-        phase.finish(rows, dropped)
-        if rows != SIZES[split]:
-            print(f"note: MMLU's {split} split has {SIZES[split]} rows, this source {rows}", file=sys.stderr)
+        rows = list(question_rows(split, splits[split], dropped))
+        phase.claim()
+        phase.finish(write_lines(phase.output, rows), dropped)
+        if len(rows) != SIZES[split]:
+            print(f"note: MMLU's {split} split has {SIZES[split]} rows, this source {len(rows)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

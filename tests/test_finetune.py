@@ -113,6 +113,26 @@ def test_a_killed_training_ends_with_the_same_bytes(finetune, tmp_path, processe
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", ["before the model has its name", "before the manifest is written"])
+def test_a_training_that_has_ended_is_not_repeated(finetune, tmp_path, killed):
+    first = finetune(rows=groups(8))
+    assert first.returncode == 0, first.stderr[-3000:]
+    output, manifest = tmp_path / "checkpoints/new", tmp_path / "checkpoints/new.manifest.json"
+    weights, key = (output / "model.safetensors").read_bytes(), json.loads(manifest.read_text())["key"]
+    manifest.unlink()
+    (output / ".made_with").write_text(key)
+    (output / ".trained").touch()
+    if killed == "before the model has its name":
+        output.rename(tmp_path / "checkpoints/new.unfinished")
+    again = finetune()
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert losses(again) == []
+    assert (output / "model.safetensors").read_bytes() == weights
+    assert manifest.exists()
+    assert not list(output.glob(".*"))
+
+
+@pytest.mark.slow
 def test_what_other_settings_left_is_not_gone_on_with(finetune, tmp_path):
     unfinished = tmp_path / "checkpoints/new.unfinished"
     (unfinished / "checkpoint-3").mkdir(parents=True)

@@ -72,6 +72,26 @@ def test_a_finished_output_that_was_changed_is_neither_taken_nor_overwritten(tmp
     assert output.read_text() == "my own corrections"
 
 
+def test_an_output_that_is_being_made_is_no_input_yet(tmp_path):
+    output = tmp_path / "middle"
+    Phase(output, [], {}).claim()
+    output.write_text("half")
+    assert not Phase(output, [], {}).is_done(overwrite=False)
+    with pytest.raises(UsageError, match="the making of .*middle was interrupted; run: "):
+        Phase(tmp_path / "out", [output], {})
+
+
+def test_what_a_killed_process_left_aside_is_removed(tmp_path):
+    from utils.files import write_lines
+
+    gone, other = tmp_path / ".out.999999999.part", tmp_path / ".other.999999999.part"
+    here = tmp_path / f".out.{os.getppid()}.part"
+    for path in (gone, other, here):
+        path.write_text("half")
+    write_lines(tmp_path / "out", [{"a": 1}])
+    assert sorted(os.listdir(tmp_path)) == sorted([here.name, other.name, "out"])
+
+
 def test_manifests_tell_where_a_result_comes_from(tmp_path):
     made(tmp_path / "out")
     found = json.loads((tmp_path / "out.manifest.json").read_text())

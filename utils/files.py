@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import sys
@@ -101,6 +102,8 @@ class LineIndex:
                 name = key(row)
             except KeyError as error:
                 raise UsageError(f"{path}:{number}: field {error} is missing") from None
+            if not isinstance(name, str):
+                raise UsageError(f"{path}:{number}: a text is expected that names the line, not {name!r:.80}")
             if name in self._places:
                 raise UsageError(f"{path}:{number}: {name[:80]!r} stands on line {self._places[name][0]} too")
             self._places[name] = (number, offset)
@@ -196,9 +199,15 @@ def dump_line(row: Any) -> bytes:
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when whole: written aside, synced, renamed."""
+    """Open a file for writing that takes its name only when whole: written aside, synced, renamed.
+
+    What a killed process has left aside is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _is_running(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(aside, "wb") as handle:
@@ -229,6 +238,16 @@ def locked(path: Path) -> FileIO:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
         file.close()
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def require_space(folder: Path, size: float, what: str) -> None:

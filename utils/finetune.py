@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
-from utils.devices import half_precision, local_model, pretrained, select_devices, torch_device
-from utils.files import locked, parse_row, read_jsonl, sync_folder
+from utils.devices import half_precision, local_model, longest_input, pretrained, select_devices, torch_device
+from utils.files import locked, parse_row, read_jsonl, require_space, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
 
@@ -58,6 +58,9 @@ def main() -> int:
     base_model = local_model(args.base_model)
     check_pair_length(base_model, args)
 
+    # Two checkpoints and the one being written, each the weights and twice as much of Adam's, and the result.
+    weights = sum(path.stat().st_size for path in Path(base_model).glob("*.safetensors"))
+    require_space(output.parent, 10 * weights, "the fine-tuned model and its checkpoints")
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     with locked(unfinished.with_suffix(".lock")):
@@ -163,9 +166,7 @@ def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
 
     trust = args.base_model in args.trust_remote_code
     pair = args.query_max_len + args.passage_max_len
-    positions = getattr(pretrained(AutoConfig, base_model, trust), "max_position_embeddings", None)
-    # The tokenizer's limit leaves out positions a model reserves (XLM-R has 514 for 512 tokens).
-    limit = min(pretrained(AutoTokenizer, base_model, trust).model_max_length, positions or sys.maxsize)
+    limit = longest_input(pretrained(AutoTokenizer, base_model, trust), pretrained(AutoConfig, base_model, trust))
     if pair > limit:
         raise UsageError(
             f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len} = {pair} tokens, but "

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from utils.config import SECRETS, UsageError
 from utils.files import atomic
 from utils.provenance import command_line, commit, machine, versions
 
+UNFINISHED = "unfinished"  # the only key of a manifest whose output is being made: by which command
 WHOLE_FILE_LIMIT = 1 << 30
 
 
@@ -56,6 +58,16 @@ def _file_hash(path: Path, size: int, mtime: int) -> str:
     return seen.hexdigest()
 
 
+class _Manifest(BaseModel):
+    key: str
+    rows: int
+    command: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    output_sha256: str
+    beside: dict[str, str] = {}
+
+
 class Phase:
     """One output of one command, with its manifest ``OUTPUT.manifest.json``.
 
@@ -89,7 +101,9 @@ class Phase:
         """
         if overwrite or not self.output.exists() or not self.manifest.exists():
             return False
-        done = orjson.loads(self.manifest.read_bytes())
+        done = read_manifest(self.manifest)
+        if UNFINISHED in done:
+            return False
         if done["key"] != self.key:
             changed = [k for k in self.settings if done["settings"].get(k) != self.settings[k]]
             changed += [p for p in self.inputs if done["inputs"].get(p) != self.inputs[p]]
@@ -105,6 +119,11 @@ class Phase:
             )
         print(f"{self.output} is finished ({done['rows']} rows); --overwrite makes it again")
         return True
+
+    def claim(self) -> None:
+        """Note before the output is written that it is this project's, for phases that spare other people's files."""
+        with atomic(self.manifest) as handle:
+            handle.write(orjson.dumps({UNFINISHED: command_line()}))
 
     def finish(
         self, rows: int, dropped: Mapping[str, int] | None = None, beside: Iterable[Path] = (), **facts: Any
@@ -147,6 +166,22 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.manifest.json")
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest as `Phase.finish` or `Phase.claim` writes it.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    content = path.read_bytes()
+    try:
+        found = orjson.loads(content)
+        if isinstance(found, dict) and isinstance(found.get(UNFINISHED), str):
+            return found
+        return _Manifest.model_validate(found).model_dump()
+    except (orjson.JSONDecodeError, ValidationError):
+        raise UsageError(f"{path} is damaged; remove it, and make again what it belongs to") from None
+
+
 def check_inputs(inputs: Mapping[str, str]) -> None:
     """Hold files that this project made against the manifests that lie beside them.
 
@@ -162,8 +197,10 @@ def check_inputs(inputs: Mapping[str, str]) -> None:
         path = Path(name)
         if not manifest_path(path).exists():
             continue
-        made = orjson.loads(manifest_path(path).read_bytes())
-        parts = {path: found} | {path.with_name(other): None for other in made.get("beside", {})}
+        made = read_manifest(manifest_path(path))
+        if UNFINISHED in made:
+            raise UsageError(f"the making of {path} was interrupted; run: {made[UNFINISHED]}")
+        parts = {path: found} | {path.with_name(other): None for other in made["beside"]}
         for part, known in parts.items():
             promised = made["output_sha256"] if part == path else made["beside"][part.name]
             if (known or fingerprint(part)) != promised:

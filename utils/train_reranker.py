@@ -28,7 +28,7 @@ from FlagEmbedding.abc.finetune.reranker import (
 )
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
 from FlagEmbedding.finetune.reranker.encoder_only.base.trainer import EncoderOnlyRerankerTrainer
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainerCallback
 
 from utils.finetune import COMPLETE, PARENT, checkpoint_to_resume
 
@@ -67,6 +67,13 @@ class ResumableTrainer(EncoderOnlyRerankerTrainer):
 
         inner = self.model.model
         inner.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"), strict=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The last batch leaves its padding and truncation in the tokenizer, and so in tokenizer.json.
+        if isinstance(self.processing_class, PreTrainedTokenizerFast):
+            self.processing_class.backend_tokenizer.no_padding()
+            self.processing_class.backend_tokenizer.no_truncation()
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
