@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from utils.completion import UnusableError, read_completion
@@ -31,6 +32,14 @@ MOST_REQUESTS = 50_000
 MOST_BYTES = 200_000_000
 OVER = ("completed", "failed", "expired", "cancelled")
 NAME = "radio_part"  # metadata field of a batch
+
+
+class _Part(BaseModel):
+    keys: list[str]
+    batch: str | None
+
+
+_STATE = TypeAdapter(dict[str, _Part])
 
 
 class Batches:
@@ -56,7 +65,7 @@ class Batches:
             max_retries=server.max_retries,
         )
         self._path = journal.path.with_suffix(".batches.json")
-        self._parts: dict[str, dict[str, Any]] = _read_state(self._path)
+        self._parts: dict[str, dict[str, Any]] = read_state(self._path)
         self._wanted: set[str] = set()
 
     def ask(self, todo: list[Request], bar: tqdm) -> None:
@@ -182,8 +191,20 @@ class Batches:
             handle.write(orjson.dumps(self._parts, option=orjson.OPT_INDENT_2))
 
 
-def _read_state(path: Path) -> dict[str, dict[str, Any]]:
-    return orjson.loads(path.read_bytes()) if path.exists() else {}
+def read_state(path: Path) -> dict[str, dict[str, Any]]:
+    """Parts by name: ``{keys: [...], batch: id or null}``.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return {name: part.model_dump() for name, part in _STATE.validate_json(path.read_bytes()).items()}
+    except ValidationError:
+        raise UsageError(
+            f"{path} is damaged; its batches are listed at the server. Remove it to submit them again"
+        ) from None
 
 
 def _endpoint(item: Request) -> Any:

@@ -44,21 +44,23 @@ def load_config(profile: str | None = None) -> Config:
         UsageError: the profile is missing, is no mapping, or has a section, key or type that
             ``basic_config.yaml`` does not know.
     """
-    config: Config = _read_yaml(BASIC_CONFIG)
+    config: Config = read_yaml(BASIC_CONFIG)
     if profile is None:
         return config
-    overlay = _read_yaml(Path(profile))
+    overlay = read_yaml(Path(profile))
     if base := overlay.pop("extends", None):
-        config = load_config(str(Path(profile).with_name(base)))
+        config = load_config(str(Path(profile).with_name(str(base))))
     for section, values in overlay.items():
         if section not in config:
             raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
+        if not isinstance(values, (dict, type(None))):
+            raise UsageError(f"{profile}: section '{section}' must be a mapping of settings, not {values!r:.80}")
         if section == FREE_SECTION:
             config[section] |= values or {}
             continue
         for key, value in (values or {}).items():
             if key not in config[section]:
-                hint = _nearest(key, config[section])
+                hint = _nearest(str(key), config[section])
                 raise UsageError(f"{profile}: unknown key '{section}.{key}'{hint}")
             config[section][key] = _coerce(value, config[section][key], f"{profile}: {section}.{key}")
     return config
@@ -97,7 +99,7 @@ def phase_arguments(
     parser.add_argument("--overwrite", action="store_true", help="redo the phase even if its output is finished")
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
-    comments, basic = _comments(), _read_yaml(BASIC_CONFIG)
+    comments, basic = _comments(), read_yaml(BASIC_CONFIG)
     for section in sections:
         group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
         for key, default in config[section].items():
@@ -112,7 +114,8 @@ def phase_arguments(
             )
     args = parser.parse_args(argv)
     args.prompts, args.prices = config["prompts"], config["prices"]
-    check_dataset_name(args.dataset)
+    for key in ("dataset", "split"):
+        check_plain_name(f"--{key}", getattr(args, key, "train"))
     if "api_key" in vars(args) and not any(a.startswith("--api_key") for a in argv or sys.argv[1:]):
         args.api_key = os.environ.get("OPENAI_API_KEY") or args.api_key
     return args
@@ -133,10 +136,10 @@ def _hide_key() -> None:
         os.execv(sys.executable, [sys.executable, *command[1:], *kept])
 
 
-def check_dataset_name(name: str) -> None:
-    """Accept any folder name below ``data_dir``, and nothing that leaves it."""
+def check_plain_name(flag: str, name: str) -> None:
+    """Accept the name of any file or folder below ``data_dir``, and nothing that leaves it."""
     if not name or Path(name).name != name or name in (".", ".."):
-        raise UsageError(f"--dataset {name!r} must be the plain name of a folder under data_dir")
+        raise UsageError(f"{flag} {name!r} must be a plain name below data_dir")
 
 
 def dataset_dir(args: argparse.Namespace) -> Path:
@@ -194,15 +197,21 @@ def run_main(main: Any) -> None:
     sys.exit(code)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that is a mapping; it can make no objects.
+
+    Raises:
+        UsageError: missing file, or another content.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path} is missing; profiles are listed in profiles/") from None
-    except yaml.YAMLError as error:
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
+        raise UsageError(f"{path} is missing (there are: {there})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
         raise UsageError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must be a mapping of sections, as utils/basic_config.yaml is")
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path} must be a mapping of sections")
     return content
 
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from utils.config import UsageError
+from utils.config import UsageError, read_yaml
 from utils.experiment import check_condition
 from utils.tables import Cell, FilledTable, Results
 
@@ -79,11 +78,7 @@ def read_expected(path: Path) -> ExpectedFile:
         UsageError: missing file, or a value without a source, or with a field that is not known.
     """
     try:
-        return ExpectedFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from None
+        return ExpectedFile.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{path}: '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from utils.config import UsageError
+from utils.config import UsageError, read_yaml
 
 EXPERIMENTS = Path("experiments")
 WEIGHT = re.compile(r"w(0|1|0?\.\d+)")
@@ -76,14 +75,7 @@ def read_experiment(path: Path) -> Experiment:
         UsageError: missing file, unknown field, or a table that names a part that does not exist.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise UsageError(f"{path} is missing (there are: {there})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from None
-    try:
-        found = Experiment.model_validate(raw)
+        found = Experiment.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{path}: '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None

@@ -52,5 +52,5 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a whole Parquet file ({error}); download it again") from None

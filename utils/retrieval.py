@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from utils.config import UsageError
 from utils.files import write_lines
 from utils.journal import Journal, in_chunks, resume
-from utils.manifest import Phase, digest, fingerprint, manifest_path
+from utils.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.passages import passages_path
 from utils.rows import Candidates, Question
 
@@ -123,7 +121,9 @@ def check_index_origin(args: argparse.Namespace) -> None:
     path = manifest_path(Path(args.index_path))
     if not path.exists():
         return
-    made = orjson.loads(path.read_bytes())
+    made = read_manifest(path)
+    if UNFINISHED in made:
+        return  # told by the phase that reads it
     for flag, value in (("--retriever_path", args.retriever_path), ("--corpus_path", args.corpus_path)):
         if fingerprint(value) not in made["inputs"].values():
             raise UsageError(f"{args.index_path} was not made with {flag} {value}, but by: {made['command']}")
