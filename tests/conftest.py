@@ -36,6 +36,7 @@ IN_PROCESS = {
     "build_index.py",
     "dataset_generation.py",
     "import_rationales.py",
+    "injection_probe.py",
     "llm_generation.py",
     "mmlu_evaluation.py",
     "run_rag.py",
@@ -228,6 +229,19 @@ def questions(count: int) -> list[dict]:
         {"id": f"q{i}", "question": f"where is the {SUBJECTS[i % 10]} number {i}", "golden_answers": [f"number {i}"]}
         for i in range(count)
     ]
+
+
+@pytest.fixture
+def ask(run_script, tmp_path):
+    """Run llm_generation.py against a server on ``dataset/own/train.jsonl``, written first if ``rows`` are given."""
+
+    def run(url, *flags, rows=None, **env):
+        if rows is not None:
+            write_jsonl(tmp_path / "dataset/own/train.jsonl", rows)
+        base = ["--dataset", "own", "--base_url", url, "--timeout", "5"]
+        return run_script("llm_generation.py", *base, *flags, cwd=tmp_path, **env)
+
+    return run
 
 
 @pytest.fixture

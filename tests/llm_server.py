@@ -4,7 +4,7 @@ Prints its port. The reply to a request depends on words in its last message or 
 ``[status 500]`` and the like answer with that status the first ``[times N]`` times (always without),
 ``[empty]``, ``[cut]`` and ``[filter]`` give such answers, ``[fault KIND]`` a fault of `FAULTS`; anything else is
 echoed with a prefix. GET /stats tells how often each request came, the most that were open at once, the faults
-that were injected, and how many batches were made.
+that were injected, and how many batches were made. Below /refused/ every key is wrong.
 """
 
 import argparse
@@ -65,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         with LOCK:
             KEYS.add(self.headers.get("Authorization", ""))
-        if self.path.endswith("/files"):
+        if "/refused/" in self.path:
+            self.fail(401, "no such key")
+        elif self.path.endswith("/files"):
             self.upload(data)
         elif self.path.endswith("/batches"):
             self.create_batch(json.loads(data))

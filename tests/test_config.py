@@ -126,7 +126,7 @@ def test_a_key_in_a_profile_is_not_shown_by_help(tmp_path, run_script):
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".."])
 def test_a_dataset_name_cannot_leave_the_data_folder(name, run_script, tmp_path):
     result = run_script("llm_generation.py", f"--dataset={name}", cwd=tmp_path)
-    assert (result.returncode, "must be the plain name" in result.stderr) == (2, True)
+    assert (result.returncode, "must be a plain name" in result.stderr) == (2, True)
 
 
 def test_an_unknown_flag_or_missing_profile_is_told(run_script, tmp_path):

@@ -57,3 +57,25 @@ def test_one_item_that_does_not_fit_is_told():
     with pytest.raises(UsageError, match="one item at once"):
         in_batches([1, 2, 3], 2, work)
     assert in_batches([], 4, work) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions", "tokens", "most"),
+    [
+        ("bert", 512, 10**30, 512),
+        ("bert", 512, 256, 256),
+        ("xlm-roberta", 514, 10**30, 512),
+        ("xlm-roberta", 8194, 8192, 8192),
+    ],
+)
+def test_the_longest_input_is_the_positions_and_the_tokenizers(kind, positions, tokens, most, capsys):
+    from types import SimpleNamespace
+
+    from utils.devices import fitting_length
+
+    config = SimpleNamespace(model_type=kind, max_position_embeddings=positions, pad_token_id=1, name_or_path="m")
+    tokenizer = SimpleNamespace(model_max_length=tokens)
+    assert fitting_length(10**6, tokenizer, config) == most
+    assert f"m takes {most} tokens; texts are cut there" in capsys.readouterr().err
+    assert fitting_length(10, tokenizer, config) == 10
+    assert capsys.readouterr().err == ""

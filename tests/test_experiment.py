@@ -179,7 +179,7 @@ def test_mistakes_are_told(changes, message, tmp_path):
 
 
 def test_a_missing_experiment_names_those_there_are():
-    with pytest.raises(UsageError, match="there are: paper, quickstart, small, smoke"):
+    with pytest.raises(UsageError, match="there are: paper.yaml, quickstart.yaml, small.yaml, smoke.yaml"):
         read_experiment(ROOT / "experiments/none.yaml")
 
 

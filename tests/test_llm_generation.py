@@ -9,17 +9,6 @@ import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
 
 
-@pytest.fixture
-def ask(run_script, tmp_path):
-    def run(url, *flags, rows=None, **env):
-        if rows is not None:
-            write_jsonl(tmp_path / "dataset/own/train.jsonl", rows)
-        base = ["--dataset", "own", "--base_url", url, "--timeout", "5"]
-        return run_script("llm_generation.py", *base, *flags, cwd=tmp_path, **env)
-
-    return run
-
-
 def reasons(tmp_path):
     return {row["id"]: row["reason"] for row in read_jsonl(tmp_path / "dataset/own/reason/train_with_reason.jsonl")}
 

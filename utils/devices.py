@@ -112,6 +112,22 @@ def pretrained(auto: Any, path: str, trust: bool, **options: Any) -> Any:
         ) from None
 
 
+def longest_input(tokenizer: Any, config: Any) -> int:
+    """Most tokens that a model has positions for."""
+    positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    if "roberta" in config.model_type or config.model_type == "camembert":
+        positions -= config.pad_token_id + 1  # RoBERTa's positions begin behind the padding's
+    return min(tokenizer.model_max_length, positions)
+
+
+def fitting_length(wanted: int, tokenizer: Any, config: Any) -> int:
+    """``wanted`` tokens or as many as the model takes, which is said if it is fewer."""
+    most = longest_input(tokenizer, config)
+    if wanted > most:
+        print(f"note: {config.name_or_path} takes {most} tokens; texts are cut there, not at {wanted}", file=sys.stderr)
+    return min(wanted, most)
+
+
 def local_model(name: str) -> str:
     """Folder of a model given by folder or hub id.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config import UsageError
-from utils.devices import autocast, half_precision, in_batches, local_model, pretrained, torch_device
+from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 
 Embeddings = NDArray[np.float32]
 
@@ -55,7 +55,7 @@ class TextEncoder:
         self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
         self.model: Any = pretrained(AutoModel, path, trust).eval().to(torch_device())
         self.dimension: int = self.model.config.hidden_size
-        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.max_length = fitting_length(max_length, self.tokenizer, self.model.config)
         self.pooling, self.prefix = pooling, prefix
         self._fits = sys.maxsize  # texts at once, as far as is known
         self._half = half_precision() if half and torch_device() == "cuda" else None

@@ -11,7 +11,7 @@ import numpy as np
 from flashrag.retriever.reranker import BaseReranker
 from numpy.typing import NDArray
 
-from utils.devices import autocast, half_precision, in_batches, local_model, pretrained, torch_device
+from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 from utils.fusion import descending
 
 
@@ -34,7 +34,7 @@ class LengthSortedReranker(BaseReranker):
         self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
         self.ranker: Any = pretrained(AutoModelForSequenceClassification, path, trust, num_labels=1)
         self.ranker.eval().to(self.device)
-        self.max_length: int = min(args.rerank_max_length, self.tokenizer.model_max_length)
+        self.max_length: int = fitting_length(args.rerank_max_length, self.tokenizer, self.ranker.config)
         self._fits = sys.maxsize  # pairs at once, as far as is known
         self._half = half_precision() if args.rerank_use_fp16 else None
         if self._half is not None:
