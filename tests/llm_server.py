@@ -183,7 +183,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path.endswith("/batches"):
             self.reply(200, {"object": "list", "data": [self.batch(name) for name in BATCHES], "has_more": False})
         elif "/batches/" in path:
-            self.reply(200, self.batch(path.split("/")[-1]))
+            name = path.split("/")[-1]
+            self.reply(200, self.batch(name)) if name in BATCHES else self.fail(404, "no such batch")
         else:
             with LOCK:
                 self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "keys": sorted(KEYS),

@@ -203,3 +203,16 @@ def test_a_lost_key_is_refused_before_anything_is_sent(tmp_path):
     server = Server(None, None, 5.0, 0, 4, batch=True)
     with Journal(tmp_path / "j.jsonl") as journal, pytest.raises(UsageError, match="no API key"):
         ask_all([request("m", "x", max_tokens=1)], server, journal, "ask")
+
+
+def test_a_batch_that_the_server_has_forgotten_is_submitted_again(llm_server, tmp_path):
+    fake = llm_server(batch_seconds=0)
+    server = Server(fake.base_url, None, 5.0, 0, 4, batch=True, batch_poll=0.01)
+    requests = [request("m", f"prompt {i}", max_tokens=5) for i in range(3)]
+    state = {"lost": {"keys": [item.key for item in requests], "batch": "batch_77"}}
+    (tmp_path / "j.batches.json").write_text(json.dumps(state))
+    with Journal(tmp_path / "j.jsonl") as journal:
+        first = ask_all(requests, server, journal, "ask")
+        assert set(first.failures.values()) == {"the server no longer knows batch_77"}
+        assert len(ask_all(requests, server, journal, "ask").answers) == 3
+    assert fake.stats()["batches"] == 1

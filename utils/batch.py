@@ -131,37 +131,44 @@ class Batches:
         return items
 
     def _wait(self, bar: tqdm) -> None:
-        import openai
-
-        finished, start = 0, int(bar.n)
         while self._parts:
-            done = 0
-            for name, part in list(self._parts.items()):
-                try:
-                    batch = self._client.batches.retrieve(part["batch"])
-                except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
-                    tqdm.write(
-                        f"no word of {part['batch']} ({self._server.clean(error)}); asking again", file=sys.stderr
-                    )
-                    continue
-                if batch.status in OVER:
-                    self._merge(batch, part["keys"])
-                    finished += len(part["keys"])
-                    del self._parts[name]
-                    self._save()
-                    if batch.status == "failed":
-                        said = self._server.clean([e.message for e in (batch.errors and batch.errors.data) or []])
-                        raise UsageError(
-                            f"batch {batch.id} failed: {said}; the same command submits its requests again"
-                        )
-                elif batch.request_counts:
-                    done += batch.request_counts.completed + batch.request_counts.failed
-            bar.n = min(bar.total or 0, start + finished + done)
+            answered = sum(self._look_at(name) for name in list(self._parts))
+            waiting = sum(len(part["keys"]) for part in self._parts.values())
+            bar.n = max(int(bar.n), int(bar.total or 0) - waiting + answered)
             bar.set_postfix_str(f"{len(self._parts)} batches open, {self._budget}")
             if self._parts:
                 time.sleep(self._server.batch_poll)
 
-    def _merge(self, batch: Any, keys: list[str]) -> None:
+    def _look_at(self, name: str) -> int:
+        """Keep the answers of a batch that is over; of another, tell how many requests it has answered."""
+        import openai
+
+        identifier = self._parts[name]["batch"]
+        try:
+            batch = self._client.batches.retrieve(identifier)
+        except openai.NotFoundError:
+            self._close(name, dict.fromkeys(self._parts[name]["keys"], f"the server no longer knows {identifier}"))
+            return 0
+        except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
+            tqdm.write(f"no word of {identifier} ({self._server.clean(error)}); asking again", file=sys.stderr)
+            return 0
+        if batch.status not in OVER:
+            return batch.request_counts.completed + batch.request_counts.failed if batch.request_counts else 0
+        self._close(name, self._merge(batch, self._parts[name]["keys"]))
+        if batch.status == "failed":
+            said = self._server.clean([error.message for error in (batch.errors and batch.errors.data) or []])
+            raise UsageError(f"batch {batch.id} failed: {said}; the same command submits its requests again")
+        return 0
+
+    def _close(self, name: str, failures: dict[str, str]) -> None:
+        """Forget a batch, now that its answers are on the disk."""
+        self._outcome.failures |= {key: reason for key, reason in failures.items() if key in self._wanted}
+        self._journal.sync()
+        del self._parts[name]
+        self._save()
+
+    def _merge(self, batch: Any, keys: list[str]) -> dict[str, str]:
+        """Take the answers of a batch into the journal; returns the reasons of those that are none."""
         # Answers to requests that the input no longer holds are paid for, and kept for the day it does again.
         reasons = dict.fromkeys(keys, f"the batch ended as {batch.status} without an answer")
         for file in (batch.error_file_id, batch.output_file_id):
@@ -184,7 +191,7 @@ class Batches:
                     self._budget.add(answer)
                     if key in self._wanted:
                         self._outcome.keep(key, answer)
-        self._outcome.failures |= {key: reason for key, reason in reasons.items() if key in self._wanted}
+        return reasons
 
     def _save(self) -> None:
         with atomic(self._path) as handle:

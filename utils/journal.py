@@ -63,13 +63,17 @@ class Journal:
             raise
         self._size += written
         if time.monotonic() - self._synced >= self._sync_every:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring every record to the disk."""
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def close(self) -> None:
         """Sync and close the file."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self.sync()
             self._file.close()
 
     def __enter__(self) -> Journal:
