@@ -72,6 +72,16 @@ def test_a_dead_server_is_given_up_and_the_next_call_goes_on(ask, llm_server, tm
     assert ask(llm_server().base_url, rows=questions(200)).returncode == 0
 
 
+def test_many_questions_that_fail_for_good_do_not_stand_before_the_rest(ask, llm_server, tmp_path):
+    cut = [row | {"id": f"cut{row['id']}"} for row in marked("[cut]", 50)]
+    server = llm_server()
+    assert ask(server.base_url, rows=[*questions(5), *cut]).returncode == 1
+    rows = [*cut, *questions(60)]
+    assert ask(server.base_url, "--max_failures", "0.5", rows=rows).returncode == 0
+    assert len(failures(tmp_path)) == 50
+    assert len(read_jsonl(tmp_path / OUTPUT)) == 60
+
+
 def test_no_money_left_stops_at_once_and_keeps_what_was_in_flight(ask, llm_server, tmp_path):
     rows = [*questions(10), *marked("[status 429 insufficient_quota]", 50)]
     rows = [row | {"id": str(i)} for i, row in enumerate(rows)]

@@ -130,15 +130,18 @@ class Window:
         """Ask once and keep what came; True if the request should come back later."""
         import openai
 
+        answered = False  # the server is alive, and this request is the trouble
         try:
             answer = await self._answer(client, item)
         except openai.APIStatusError as error:
             status = error.status_code
+            answered = status in (400, 422)
             reason = f"{status} {self._server.clean(error)}"
             if status in FATAL or error.code == OUT_OF_MONEY:
                 self._refusal = f"{self._server.base_url or 'the default endpoint'} refuses: {reason}"
         except (openai.OpenAIError, UnusableError) as error:
-            reason, status = self._server.clean(f"{type(error).__name__}: {error}"), 0
+            reason, status = self._server.clean(error), 0
+            answered = isinstance(error, UnusableError) and error.answer["completion_tokens"] > 0
         else:
             self._failed_in_a_row = 0
             self._outcome.failures.pop(item.key, None)
@@ -147,7 +150,8 @@ class Window:
             self._budget.add(answer)
             return False
         self._outcome.failures[item.key] = reason
-        self._failed_in_a_row += 1
+        # Where no request has been answered yet, the settings may suit none: that is worth stopping for.
+        self._failed_in_a_row += not (answered and self._outcome.answers)
         if self._failed_in_a_row >= PATIENCE:
             self._outcome.stopped = f"the last {PATIENCE} requests all failed ({reason})"
         return status == 429
