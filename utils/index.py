@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.encoder import TextEncoder
-from utils.files import atomic, locked, parse_row, read_jsonl, require_space
+from utils.files import atomic, lock_path, locked, parse_row, read_jsonl, remove_torn, require_space
 from utils.manifest import Phase
 from utils.rows import Passage
 
@@ -39,12 +39,13 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     if not corpus.exists():
         raise UsageError(f"corpus {corpus} is missing; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
-    phase = Phase(output, [corpus, args.retriever_path], settings)
+    folder = output.with_name(f"{output.name}.shards")
+    phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    folder = output.with_name(f"{output.name}.shards")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_suffix(".lock")):
+    with locked(lock_path(folder)):
+        remove_torn(output)
         _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")
         encoder = TextEncoder(
             args.retriever_path,
