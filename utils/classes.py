@@ -89,9 +89,9 @@ class RagPipeline:
             return output
         from utils.reranker import LengthSortedReranker
 
-        reranker = LengthSortedReranker(args)
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
+        reranker = LengthSortedReranker(args, pairs=sum(len(row.passage_ids) for row in candidates))
 
         def work(chunk: list[Candidates]) -> list[dict[str, Any]]:
             docs = [[{"id": pid, "contents": texts[pid]} for pid in row.passage_ids] for row in chunk]

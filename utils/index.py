@@ -46,6 +46,7 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(lock_path(folder)):
         remove_torn(output)
+        size = corpus_size(corpus)
         _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")
         encoder = TextEncoder(
             args.retriever_path,
@@ -54,8 +55,8 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
             half=args.index_use_fp16,
             prefix=passage_prefix(args.retrieval_method),
             trust=args.retriever_path in args.trust_remote_code,
+            texts=size,
         )
-        size = corpus_size(corpus)
         done = len(list(folder.glob("*.npy"))) * args.index_shard_size
         require_space(folder, 4 * encoder.dimension * (2 * size - min(done, size)), f"{output} and its shards")
         paths = _encode_shards(corpus, size, folder, encoder, args)
@@ -66,7 +67,7 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
 
 def passage_prefix(method: str) -> str:
     """FlashRAG's text before every passage, by the method's name: ``passage: `` for e5."""
-    from flashrag.retriever.utils import set_default_instruction
+    from utils.flashrag_parts import set_default_instruction
 
     return set_default_instruction(method, is_query=False)
 

@@ -58,7 +58,7 @@ def retrieve(
         return
     from utils.retriever import FlatRetriever
 
-    retriever = FlatRetriever(args, topk)
+    retriever = FlatRetriever(args, topk, len(questions))
 
     def work(chunk: list[Question]) -> list[dict[str, Any]]:
         found = retriever.search_rows([row.question for row in chunk], topk)

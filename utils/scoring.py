@@ -50,7 +50,7 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
     scratch.mkdir(parents=True, exist_ok=True)
     with locked(lock_path(scratch)):
-        encoder, size = make_scorer(args), args.scorer_batch_size
+        encoder, size = make_scorer(args, len(used) + len(candidates)), args.scorer_batch_size
         encode = functools.partial(_encode_resumable, encoder=encoder, batch_size=size, made_with=phase.key)
         passages = encode([texts[pid] for pid in used], stem=scratch / "passages")
         queries = encode([scored_text(reasons[row.id]) for row in candidates], stem=scratch / "rationales")
