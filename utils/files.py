@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import glob
+import mmap
 import os
 import shutil
 import sys
@@ -110,7 +111,8 @@ class LineIndex:
             self._places[name] = (number, offset)
         if not self._places:
             raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
-        self._file = open(path, "rb")
+        with open(path, "rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -124,9 +126,9 @@ class LineIndex:
     def __getitem__(self, key: str) -> tuple[str, dict[str, Any]]:
         """``("path:line", row)`` of a key; KeyError if there is none."""
         number, offset = self._places[key]
-        self._file.seek(offset)
-        line = self._file.readline().removeprefix(b"\xef\xbb\xbf")
-        return f"{self.path}:{number}", orjson.loads(line)
+        end = self._data.find(b"\n", offset)
+        line = self._data[offset : end if end >= 0 else None]
+        return f"{self.path}:{number}", orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
 
 
 def read_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.config import UsageError
 from utils.files import LineIndex, parse_row
@@ -17,7 +18,7 @@ def passages_path(docs: str | os.PathLike[str]) -> Path:
 
 
 class PassageTexts:
-    """Passage texts by id, read from disk one at a time.
+    """Passage texts by id, read from disk one at a time; those that repeat another's text are known without reading.
 
     Args:
         path: JSON lines ``{id, contents}``.
@@ -26,13 +27,28 @@ class PassageTexts:
 
     def __init__(self, path: str | os.PathLike[str], made_by: str = "") -> None:
         made_by = made_by or "python dataset_generation.py --dataset NAME --phase get_docs"
-        self._index = LineIndex(path, lambda row: str(row["id"]), made_by)
+        self._twins: dict[str, str] = {}
+        first: dict[int, str] = {}
+
+        def name_of(row: dict[str, Any]) -> str:
+            name = str(row["id"])
+            known = first.setdefault(hash(str(row["contents"])), name)
+            if known is not name:
+                self._twins[name] = known
+            return name
+
+        self._index = LineIndex(path, name_of, made_by)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
+
+    def original(self, passage_id: str) -> str:
+        """The first passage of the file with the same text."""
+        twin = self._twins.get(passage_id)
+        return passage_id if twin is None or self[twin] != self[passage_id] else twin
 
     def __getitem__(self, passage_id: str) -> str:
         """The passage's ``contents``.

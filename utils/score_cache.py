@@ -8,16 +8,23 @@ Two line formats are read, told apart by their fields:
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from utils.config import UsageError
 from utils.files import LineIndex, parse_row
 from utils.fusion import descending, fuse
 from utils.rows import PublishedScored, Scored
+
+BLOCK = 512  # questions fused together
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,19 @@ def is_published(cache: LineIndex) -> bool:
     return "content" in first
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """One question's passages with both scores, in the rationale cache's order."""
+
+    query_id: str | None
+    query: str
+    passages: list[str]
+    rationale: list[float]
+    retrieval: list[float]
+
+
 def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]) -> Iterator[Ranked]:
-    """Join two caches by question and passage, fuse, and rank, one question at a time.
+    """Join two caches by question and passage, fuse, and rank, `BLOCK` questions at a time.
 
     Equal fused scores keep the order of the rationale cache, as in the published script.
 
@@ -62,6 +80,27 @@ def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, count
     if is_published(reason) != is_published(retrieval):
         raise UsageError(f"{reason.path} and {retrieval.path} have different formats; make both by the same command")
     counts["questions without a rationale score"] = sum(key not in reason for key in retrieval)
+    for _, alike in itertools.groupby(_joined(reason, retrieval, counts), key=lambda row: len(row.passages)):
+        while block := list(itertools.islice(alike, BLOCK)):
+            yield from _ranked(block, weight, counts)
+
+
+def _ranked(block: list[_Scored], weight: float, counts: Counter[str]) -> Iterator[Ranked]:
+    """Fuse and rank questions with equally many passages."""
+    rationale, retrieval = np.array([row.rationale for row in block]), np.array([row.retrieval for row in block])
+    # A list of weight 0 takes no part in the order.
+    deciding = [scores for scores, w in ((rationale, weight), (retrieval, 1 - weight)) if w]
+    flat = np.stack([scores.min(axis=1) == scores.max(axis=1) for scores in deciding])
+    nothing: NDArray[np.bool_] = flat.all(axis=0)
+    counts["questions without any order"] += int(nothing.sum())
+    counts["constant score lists"] += int(flat[:, ~nothing].sum())
+    orders = descending(fuse(rationale, retrieval, weight)).tolist()
+    for row, order, without in zip(block, orders, nothing, strict=True):
+        if not without:
+            yield Ranked(row.query_id, row.query, [row.passages[i] for i in order])
+
+
+def _joined(reason: LineIndex, retrieval: LineIndex, counts: Counter[str]) -> Iterator[_Scored]:
     for key in reason:
         where, raw = reason[key]
         if key not in retrieval:
@@ -78,19 +117,12 @@ def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, count
                 f"{where} and {other_where}: {differing} passages stand in one cache only; "
                 "both caches must come from the same train_docs file"
             )
-        lists = [list(rationale.values()), [retrieved[passage] for passage in rationale]]
-        # A list of weight 0 takes no part in the order.
-        flat = [len(set(scores)) < 2 for scores, w in zip(lists, (weight, 1 - weight), strict=True) if w]
-        if all(flat):
-            counts["questions without any order"] += 1
-            continue
-        counts["constant score lists"] += sum(flat)
         passages = list(rationale)
-        yield Ranked(query_id, query, [passages[i] for i in descending(fuse(lists[0], lists[1], weight))])
+        yield _Scored(query_id, query, passages, list(rationale.values()), [retrieved[name] for name in passages])
 
 
 def _scores(raw: dict[str, Any], where: str, counts: Counter[str]) -> tuple[str | None, str, dict[str, float]]:
-    """Question id, question, and passage -> score in the line's order."""
+    """Question id, question, and passage -> score, best first."""
     if "content" in raw:
         published = parse_row(raw, PublishedScored, where)
         query_id, query, pairs = None, published.query, published.content
@@ -99,8 +131,10 @@ def _scores(raw: dict[str, Any], where: str, counts: Counter[str]) -> tuple[str 
         query_id, query, pairs = own.id, own.query, list(zip(own.passage_ids, own.scores, strict=True))
     if not pairs:
         raise UsageError(f"{where}: the question has no passages")
-    scores: dict[str, float] = {}
-    for passage, score in sorted(pairs, key=lambda pair: -pair[1]):
-        scores.setdefault(passage, score)
+    best_first = sorted(pairs, key=operator.itemgetter(1), reverse=True)
+    scores = dict(best_first)
+    if len(scores) < len(pairs):  # of a passage that stands twice the better score counts, and its place
+        best = dict(reversed(best_first))
+        scores = {passage: best[passage] for passage, _ in best_first}
     counts["repeated passages"] += len(pairs) - len(scores)
     return query_id, query, scores

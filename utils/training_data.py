@@ -27,7 +27,7 @@ def training_groups(
     sampling: str,
     topk: int,
     counts: Counter[str],
-    text_of: Callable[[str], str] = str,
+    texts: PassageTexts | None = None,
     answer_in: Callable[[str, str], bool] | None = None,
 ) -> Iterator[TrainingGroup]:
     """Sample groups from the first ``topk`` passages of each ranking.
@@ -41,22 +41,23 @@ def training_groups(
         topk: passages kept.
         counts: receives ``questions with too few passages`` (left out), ``repeated passages``,
             ``positives``, ``negatives`` and, with ``answer_in``, those of each ``with an answer``.
-        text_of: text of a passage in the ranking.
+        texts: of the passages in the rankings; None where these are texts themselves.
         answer_in: ``(question id, text) -> bool``, to count passages that contain an answer.
     """
     needed = passages_needed(sampling, topk)
+    original: Callable[[str], str] = texts.original if texts else str
     for ranking in rankings:
-        texts: dict[str, None] = {}
-        for passage in ranking.passages:
-            text = text_of(passage)
-            counts["repeated passages"] += text in texts
-            texts[text] = None
-            if len(texts) == topk:
+        kept: dict[str, None] = {}
+        for passage in map(original, ranking.passages):
+            counts["repeated passages"] += passage in kept
+            kept[passage] = None
+            if len(kept) == topk:
                 break
-        if len(texts) < needed:
+        if len(kept) < needed:
             counts["questions with too few passages"] += 1
             continue
-        for positives, negatives in SAMPLERS[sampling](list(texts)):
+        for group in SAMPLERS[sampling](list(kept)):
+            positives, negatives = ([texts[name] if texts else name for name in chosen] for chosen in group)
             for kind, chosen in (("positives", positives), ("negatives", negatives)):
                 counts[kind] += len(chosen)
                 if answer_in and ranking.query_id is not None:
@@ -103,13 +104,10 @@ def write_training_file(
     make = "python dataset_generation.py --dataset NAME --phase generate_dataset --method {}"
     reason = open_cache(reason_cache, make.format("reason"))
     retrieval = open_cache(retrieval_cache, make.format("retrieval"))
-    text_of: Callable[[str], str] = str
-    if not is_published(reason):
-        texts = PassageTexts(passages)
-        text_of = texts.__getitem__
+    texts = None if is_published(reason) else PassageTexts(passages)
     counts: Counter[str] = Counter()
     rankings = tqdm(fused_rankings(reason, retrieval, weight, counts), total=len(reason), desc="fuse", unit="question")
-    groups = training_groups(rankings, sampling, topk, counts, text_of, _answer_matcher(docs))
+    groups = training_groups(rankings, sampling, topk, counts, texts, _answer_matcher(docs))
     first = next(groups, None)
     if first is None:
         raise UsageError(f"no training line could be made of {reason_cache} and {retrieval_cache}: {dict(counts)}")
