@@ -125,10 +125,15 @@ class LineIndex:
 
     def __getitem__(self, key: str) -> tuple[str, dict[str, Any]]:
         """``("path:line", row)`` of a key; KeyError if there is none."""
-        number, offset = self._places[key]
+        return f"{self.path}:{self._places[key][0]}", self.row(key)
+
+    def row(self, key: str) -> dict[str, Any]:
+        """The row of a key; KeyError if there is none."""
+        offset = self._places[key][1]
         end = self._data.find(b"\n", offset)
         line = self._data[offset : end if end >= 0 else None]
-        return f"{self.path}:{number}", orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        found: dict[str, Any] = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        return found
 
 
 def read_rows(

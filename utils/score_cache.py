@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from utils.config import UsageError
 from utils.files import LineIndex, parse_row
@@ -91,7 +90,7 @@ def _ranked(block: list[_Scored], weight: float, counts: Counter[str]) -> Iterat
     # A list of weight 0 takes no part in the order.
     deciding = [scores for scores, w in ((rationale, weight), (retrieval, 1 - weight)) if w]
     flat = np.stack([scores.min(axis=1) == scores.max(axis=1) for scores in deciding])
-    nothing: NDArray[np.bool_] = flat.all(axis=0)
+    nothing = np.asarray(flat.all(axis=0))
     counts["questions without any order"] += int(nothing.sum())
     counts["constant score lists"] += int(flat[:, ~nothing].sum())
     orders = descending(fuse(rationale, retrieval, weight)).tolist()
