@@ -40,6 +40,7 @@ IN_PROCESS = {
     "llm_generation.py",
     "mmlu_evaluation.py",
     "run_rag.py",
+    "utils/finetune.py",
 }
 
 

@@ -67,6 +67,7 @@ print(telemetry_utils.tm.__name__)
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_to_the_makers(tiny_encoder):
     found = subprocess.run(
         [sys.executable, "-c", REPORTS, tiny_encoder], cwd=ROOT, capture_output=True, text=True, check=True

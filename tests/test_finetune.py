@@ -27,13 +27,15 @@ def groups(count, negatives=6):
 
 @pytest.fixture
 def finetune(run_script, start_script, tmp_path, tiny_reranker):
-    def run(*flags, rows=None, start=False):
+    def run(*flags, rows=None, start=False, checks=False):
         if rows is not None:
             write_jsonl(tmp_path / "lines.jsonl", rows)
         base = [
             "--train_data", "lines.jsonl", "--base_model", tiny_reranker, "--output_dir", "checkpoints/new",
             "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--logging_steps", "1",
         ]  # fmt: skip
+        if checks:  # it ends before a training starts, and may so run in this process
+            return run_script("utils/finetune.py", *base, *flags, cwd=tmp_path)
         if start:
             return start_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
         return run_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
@@ -207,7 +209,7 @@ def test_two_trainings_into_one_folder_are_refused(finetune, tmp_path):
 
     (tmp_path / "checkpoints").mkdir()
     with locked(tmp_path / "checkpoints/new.unfinished.lock"):
-        result = finetune(rows=groups(4))
+        result = finetune(rows=groups(4), checks=True)
     assert (result.returncode, "is being written by another run" in result.stderr) == (2, True)
 
 
@@ -245,7 +247,7 @@ def test_mistakes_are_told_before_a_model_loads(finetune, tmp_path, case):
     rows, flags, message = BAD[case]
     if case == "unread ending":
         write_jsonl(tmp_path / "lines.txt", rows)
-    result = finetune(*flags, rows=rows)
+    result = finetune(*flags, rows=rows, checks=True)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -261,5 +263,5 @@ def test_a_folder_of_somebody_elses_is_left_alone(finetune, tmp_path):
 
 
 def test_few_negatives_are_told(finetune):
-    result = finetune("--precision", "none", rows=groups(4, negatives=3))
+    result = finetune("--precision", "none", rows=groups(4, negatives=3), checks=True)
     assert "4 of 4 lines have fewer than 6 negatives; some are repeated" in result.stdout

@@ -67,6 +67,7 @@ print(before == (torch.get_num_threads(), faiss.omp_get_max_threads()), before)
 """
 
 
+@pytest.mark.slow
 def test_flashrag_takes_no_threads_away():
     """From torch, which encodes and reranks, as little as from faiss, which searches."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
