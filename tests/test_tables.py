@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paper_tables as script
@@ -192,6 +192,7 @@ def test_the_sampled_test_agrees_with_the_exact_one_and_ignores_ties():
     assert paired_difference([1.0] * 5000 + [0.0] * 6000, [0.0] * 11000, seed=1)[1] == pytest.approx(2e-4)
 
 
+@settings(deadline=None)  # the first call loads statsmodels
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_its_definition(p_values):
     order = np.argsort(p_values, kind="stable")
