@@ -198,6 +198,23 @@ def test_two_runs_of_one_output_are_refused(ask, llm_server, tmp_path):
     assert "is finished" in ask(server.base_url).stdout
 
 
+def test_an_input_that_changes_meanwhile_is_told(ask, llm_server, tmp_path, monkeypatch):
+    import utils.llm
+
+    real = utils.llm.Window.ask
+
+    def meddled(self, *args):
+        real(self, *args)
+        write_jsonl(tmp_path / "dataset/own/train.jsonl", [row | {"golden_answers": ["x"]} for row in questions(4)])
+
+    monkeypatch.setattr(utils.llm.Window, "ask", meddled)
+    result = ask(llm_server().base_url, rows=questions(4))
+    assert (result.returncode, "train.jsonl has changed meanwhile" in result.stderr) == (2, True)
+    assert not (tmp_path / "dataset/own/reason/train_with_reason.jsonl").exists()
+    monkeypatch.undo()
+    assert ask(llm_server().base_url).returncode == 0
+
+
 def test_a_busy_server_is_asked_less_at_once_and_loses_nothing(ask, llm_server, tmp_path):
     server = llm_server(0.05, busy=4)
     result = ask(server.base_url, "--concurrency", "32", rows=questions(120))
