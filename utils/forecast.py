@@ -41,7 +41,7 @@ def forecast(requests: SizedIterable[Request], journal: Path, server: Server, bu
     """Lines that tell what is kept already and what the rest would take.
 
     Means over the answers that the journal holds make the estimates; without any, the prompts' characters
-    and the requests' ``max_tokens`` do, and nothing is said about time.
+    and the requests' ``max_tokens`` do, and the time is not known.
 
     Args:
         requests: all of them; repeated ones are asked once.
@@ -90,4 +90,6 @@ def _what_it_takes(done: _Sums, todo: _Sums, most_tokens: list[float], server: S
         at_once = min(server.concurrency, todo.count)
         seconds = todo.count * done.seconds / done.live / at_once
         yield f"time: {seconds / 60:.1f} minutes, {at_once} at once"
+    else:
+        yield "time: not known before the first answers"
     yield f"disk: {2 * size / 1e6:.1f} MB, journal and output"
