@@ -48,7 +48,7 @@ def main() -> int:
     select_devices(args)
     train_data = Path(args.train_data or training_lines_path(args))
     output = checkpoint_path(args)
-    phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS))
+    phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS), folder=True)
     if phase.manifest.exists():
         remove_marks(output)
     if phase.is_done(args.overwrite):
