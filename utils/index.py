@@ -43,8 +43,8 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(lock_path(folder)):
+        folder.mkdir(exist_ok=True)
         remove_torn(output)
         size = corpus_size(corpus)
         _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")
