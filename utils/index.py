@@ -36,8 +36,9 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     Raises:
         UsageError: a missing corpus, a bad line, or too small a disk.
     """
-    if not corpus.exists():
-        raise UsageError(f"corpus {corpus} is missing; give --corpus_path (JSON lines {{id, contents}})")
+    if not corpus.is_file():
+        fault = "is a folder, not a file" if corpus.is_dir() else "is missing"
+        raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
     folder = output.with_name(f"{output.name}.shards")
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])

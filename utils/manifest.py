@@ -68,6 +68,14 @@ class _Manifest(BaseModel):
     inputs: dict[str, str]
     output_sha256: str
     beside: dict[str, str] = {}
+    # For readers only; nothing is decided by them.
+    output: str = ""
+    dropped: dict[str, int] = {}
+    facts: dict[str, Any] = {}
+    seconds: float = 0.0
+    machine: str = "unknown"
+    versions: dict[str, str] = {}
+    commit: str = "unknown"
 
 
 class Phase:

@@ -107,10 +107,11 @@ def write_passages(retriever: FlatRetriever, rows: list[int], output: Path) -> d
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
-    """Refuse missing files, and an e5 or bge encoder under a name that FlashRAG gives no query prefix."""
+    """Refuse missing files, folders in their place, and an e5 or bge encoder whose queries would get no prefix."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
-        if not os.path.exists(path):
-            raise UsageError(f"{what} {path} is missing; README, 'Reproduce the paper', shows how it is made")
+        if not os.path.isfile(path):
+            fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
+            raise UsageError(f"{what} {path} {fault}; README, 'Reproduce the paper', shows how it is made")
     check_index_origin(args)
     for family in ("e5", "bge"):
         if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
