@@ -191,6 +191,21 @@ def test_training_ends_with_a_parent_that_nobody_buries(tmp_path):
     assert parent.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
+def test_torchrun_and_its_workers_end_with_a_killed_parent(finetune, tmp_path):
+    flags = ["--nproc_per_node", "2", "--per_device_train_batch_size", "2", "--num_train_epochs", "500"]
+    parent = finetune(*flags, "--checkpoint_steps", "5", rows=groups(8), start=True)
+    while not list((tmp_path / "checkpoints/new.unfinished").glob("checkpoint-*/complete")):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) >= 3  # torchrun and two workers
+    parent.kill()  # alone, and it is not waited for
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert left == []
+    assert parent.wait() == -signal.SIGKILL
+
+
 def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
     from utils.finetune import checkpoint_to_resume
 
