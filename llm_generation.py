@@ -25,6 +25,7 @@ from collections import Counter
 
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
 
+BYTES_A_RATIONALE = 2048  # in the journal, and again in the output
 EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
 
 
@@ -54,12 +55,13 @@ def main() -> int:
     requests = RationaleRequests(questions, args)
     server = Server.of(args)
     budget = Budget.for_model(args.prices, args.model, args.max_cost)
-    require_space(folder, 4096 * len(requests), "rationales and their journal")
     answers = output.with_name("requests.journal.jsonl")
     if args.dry_run:
         print(forecast(requests, answers, server, budget))
         return 0
     with Journal(answers) as journal:
+        missing = sum(item.key not in journal for item in requests)
+        require_space(folder, BYTES_A_RATIONALE * (missing + len(requests)), "rationales and their journal")
         outcome = ask_all(requests, server, journal, "rationales", budget=budget)
         pairs = functools.partial(zip, questions, requests, strict=True)
         failures = output.with_name("failures.jsonl")

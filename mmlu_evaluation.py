@@ -36,10 +36,11 @@ def main() -> None:
     from utils.files import atomic
     from utils.manifest import fingerprint
     from utils.mmlu import score, table
+    from utils.records import read_run
 
     run = Path(args.run)
     path, made_by = run / "intermediate_data.json", MADE_BY.format(run=run.name or "NAME")
-    graded = grade(read_answers(path, made_by), path, made_by)
+    graded = grade(read_run(path, made_by), path, made_by)
     scores = {"run": str(run), **score(graded, args.seed), "intermediate_data_sha256": fingerprint(path)}
     text = f"MMLU exact match of {run}, n = {len(graded)}, seed {args.seed}\n\n{table(scores)}"
     with atomic(run / "mmlu_score.json") as handle:
@@ -47,25 +48,6 @@ def main() -> None:
     with atomic(run / "mmlu_score.txt") as handle:
         handle.write(text.encode())
     print(text, end="")
-
-
-def read_answers(path: Path, made_by: str) -> list[Any]:
-    """The rows of a run, unchecked.
-
-    Raises:
-        UsageError: the file is missing, cut off, or has no rows; the message names ``made_by``.
-    """
-    import orjson
-
-    try:
-        rows = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing; run: {made_by}") from None
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}); run: {made_by} --overwrite") from None
-    if not isinstance(rows, list) or not rows:
-        raise UsageError(f"{path} must be a JSON array with at least one row; run: {made_by} --overwrite")
-    return rows
 
 
 def grade(rows: list[Any], path: Path, made_by: str) -> list[Graded]:

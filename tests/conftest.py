@@ -5,10 +5,12 @@ import io
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import traceback
 import urllib.request
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,13 @@ CHAT_TEMPLATE = (
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Let every disk have so many bytes left."""
+    usage = namedtuple("usage", "total used free")
+    return lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, free))
 
 
 # Their phases start no processes whose words would be lost; in this process FlashRAG and torch load once for all tests.

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from conftest import ROOT, SUBJECTS, write_jsonl
 
-from utils.config import load_config
+from utils.config import UsageError, load_config
 
 
 def groups(count, negatives=6):
@@ -193,6 +193,21 @@ def test_training_ends_with_a_parent_that_nobody_buries(tmp_path):
     assert parent.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
+def test_torchrun_and_its_workers_end_with_a_killed_parent(finetune, tmp_path):
+    flags = ["--nproc_per_node", "2", "--per_device_train_batch_size", "2", "--num_train_epochs", "500"]
+    parent = finetune(*flags, "--checkpoint_steps", "5", rows=groups(8), start=True)
+    while not list((tmp_path / "checkpoints/new.unfinished").glob("checkpoint-*/complete")):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) >= 3  # torchrun and two workers
+    parent.kill()  # alone, and it is not waited for
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert left == []
+    assert parent.wait() == -signal.SIGKILL
+
+
 def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
     from utils.finetune import checkpoint_to_resume
 
@@ -265,3 +280,36 @@ def test_a_folder_of_somebody_elses_is_left_alone(finetune, tmp_path):
 def test_few_negatives_are_told(finetune):
     result = finetune("--precision", "none", rows=groups(4, negatives=3), checks=True)
     assert "4 of 4 lines have fewer than 6 negatives; some are repeated" in result.stdout
+
+
+def test_space_for_a_training_is_looked_for_first_and_what_is_there_counts(tmp_path, disk, capfd):
+    from utils.finetune import train
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.safetensors").write_bytes(b"x" * 100)
+    unfinished = tmp_path / "new.unfinished"
+    (unfinished / "checkpoint-5").mkdir(parents=True)
+    (unfinished / "checkpoint-5/model.safetensors").write_bytes(b"x" * 300)
+    disk(699)
+    with pytest.raises(UsageError, match="what is still to come of the fine-tuned model"):
+        train(["false"], tmp_path / "base", unfinished)
+    assert capfd.readouterr().out == ""
+    disk(700)
+    assert train(["true"], tmp_path / "base", unfinished) == 0
+    assert train(["false"], tmp_path / "base", unfinished) == 1
+
+
+def test_a_training_that_filled_the_disk_ends_with_a_plain_word(tmp_path, disk, monkeypatch, capsys):
+    from utils import finetune
+
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    disk(1000)
+
+    def fill(command, **_):
+        disk(7)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(finetune.subprocess, "run", fill)
+    with pytest.raises(UsageError, match=r"will take about .* GB, but .* has 0\.00 GB left"):
+        finetune.train(["python"], tmp_path, tmp_path / "new.unfinished")
+    assert "training ended with exit code 1; the same command goes on" in capsys.readouterr().err

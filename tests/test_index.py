@@ -142,3 +142,20 @@ def test_the_manifest_tells_the_encoder(build, tmp_path):
     assert found["rows"] == 60
     assert found["settings"]["retrieval_method"] == "e5"
     assert len(found["inputs"]) == 2
+
+
+def test_a_folder_in_the_index_s_place_is_told_before_a_passage_is_encoded(build, tmp_path):
+    (tmp_path / "own.index").mkdir()
+    result = build()
+    assert (result.returncode, "own.index is a folder, but a file is to be made there" in result.stderr) == (2, True)
+    assert os.listdir(tmp_path) == ["own.index"]
+
+
+def test_what_a_killed_join_left_counts_as_free(build, tmp_path, monkeypatch):
+    """The disk is looked at only after the torn index is gone."""
+    torn = tmp_path / ".own.index.999999999.part"
+    torn.write_bytes(b"half")
+    seen = []
+    monkeypatch.setattr("utils.index.require_space", lambda *_: seen.append(torn.exists()))
+    assert build().returncode == 0
+    assert seen == [False]

@@ -229,3 +229,15 @@ def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
     assert phase.is_done(overwrite=False)
     assert not journal.exists()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_that_the_output_could_not_take_is_refused_before_the_work(tmp_path, folder):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    taken, message = ("file", "a file, but a folder") if folder else ("folder", "a folder, but a file")
+    with pytest.raises(UsageError, match=f"{taken} is {message} is to be made there"):
+        Phase(tmp_path / taken, [], {}, folder=folder)
+    with pytest.raises(UsageError, match=r"file is a file, but a folder is to be made there; .* for .*file/a/b"):
+        Phase(tmp_path / "file/a/b", [], {}, folder=folder)
+    Phase(tmp_path / "folder/a/b", [], {}, folder=folder)

@@ -17,6 +17,7 @@ from utils.mmlu import (
     score,
     table,
 )
+from utils.records import read_run
 
 
 def graded(subject, right, wrong, unparsable=0):
@@ -111,7 +112,7 @@ def test_evaluation_reads_what_flashrag_saves(tmp_path):
     assert code == 0, err
     rows = [{**row, "output": {"pred": "D. two\nlines"}} for row in read_jsonl(tmp_path / "mmlu/test.jsonl")]
     path = save(tmp_path / "run", rows) / "intermediate_data.json"
-    assert mmlu_evaluation.grade(mmlu_evaluation.read_answers(path, "m"), path, "m") == [Graded("virology", True, True)]
+    assert mmlu_evaluation.grade(read_run(path, "m"), path, "m") == [Graded("virology", True, True)]
 
 
 def test_a_missing_run_says_what_to_run(tmp_path):
@@ -164,12 +165,10 @@ def test_a_bad_run_is_not_scored(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "{}", '[{"id": "test_0", "que'])
 def test_files_that_are_no_run(tmp_path, text):
-    import mmlu_evaluation
-
     path = tmp_path / "intermediate_data.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"intermediate_data\.json .*; run: MADE BY"):
-        mmlu_evaluation.read_answers(path, "MADE BY")
+        read_run(path, "MADE BY")
 
 
 def test_help_is_quick_and_importing_does_nothing():

@@ -5,14 +5,19 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import pytest
 from conftest import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils.config import UsageError
 from utils.intervals import Interval
+from utils.manifest import Phase
 from utils.report.explorer import _roles
 from utils.report.page import data_uri, render
+from utils.report.phases import phases
 from utils.report.plots import (
     RANK_BINS,
     category_bars,
@@ -120,3 +125,26 @@ def test_a_question_with_several_training_lines_shows_every_role(tmp_path):
     ]
     found = _roles(write_jsonl(tmp_path / "lines.jsonl", groups), {"q"})
     assert found == {("q", "a"): "positive", ("q", "b"): "positive, negative", ("q", "c"): "negative"}
+
+
+def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_path):
+    for name in ("run/intermediate_data.json", "data/train.jsonl", "data/dev.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[]")
+        phase = Phase(path, [], {})
+        phase.claim() if "dev" in name else phase.finish(3)
+    plan = SimpleNamespace(
+        train_folder=lambda run: tmp_path / "data",
+        checkpoint=lambda run: tmp_path / "no",
+        folder=lambda run: run.folder,
+    )
+    runs = [SimpleNamespace(reranker="r", condition="radio", folder=tmp_path / "run")]
+    found = phases(plan, runs)["phases"]
+    assert [(row["output"], row["rows"]) for row in found] == [
+        (str(tmp_path / "data/train.jsonl"), 3),
+        (str(tmp_path / "run/intermediate_data.json"), 3),
+    ]
+    (tmp_path / "data/train.jsonl.manifest.json").write_text("{")
+    with pytest.raises(UsageError, match=r"train\.jsonl\.manifest\.json is damaged"):
+        phases(plan, runs)

@@ -185,3 +185,33 @@ def test_progress_of_other_inputs_does_not_outlive_their_rows(inputs, args, monk
     assert not (scratch / "passages.done").exists()
     expected = score(inputs, args)
     assert score(inputs, args, "again.jsonl") == expected
+
+
+def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, args, monkeypatch):
+    """The first removes its folder after the second has looked at the output, and before that has the lock."""
+    import shutil
+
+    from utils import scoring
+
+    (inputs.folder / "embeddings").mkdir()
+
+    def after_the_other(path):
+        shutil.rmtree(inputs.folder / "embeddings")
+        return locked(path)
+
+    monkeypatch.setattr(scoring, "locked", after_the_other)
+    assert len(score(inputs, args)) == 12
+
+
+def test_space_for_the_embeddings_is_looked_for_first_and_what_is_there_counts(inputs, args, disk, monkeypatch):
+    from utils.encoder import TextEncoder
+
+    used = {pid for doc in inputs.docs for pid in doc["passage_ids"]}
+    needed = 4 * 32 * (len(used) + 12)
+    disk(needed - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("it began"))
+        with pytest.raises(UsageError, match="embeddings in .* will take about"):
+            score(inputs, args)
+    (inputs.folder / "embeddings/passages.npy").write_bytes(b"x")
+    assert len(score(inputs, args)) == 12

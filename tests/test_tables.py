@@ -46,12 +46,14 @@ EXPERIMENT = {
                  "metrics": ["STEM", "Humanities", "Social Sciences", "em"]},
     },
 }  # fmt: skip
+MADE = {"key": "k", "rows": 10, "command": "python run_rag.py", "settings": {}, "inputs": {}, "output_sha256": "x"}
 
 
 def made_with(plan, run, **changes):
     """Write the manifest that run_rag.py would have left."""
     args = phase_arguments(None, RAG_SECTIONS, argv=plan.rag_step(run).words[2:])
-    manifest = {"settings": outcome_settings(args) | changes, "inputs": {str(args.rerank_model_path): "reranker-1"}}
+    inputs = {str(args.rerank_model_path): "reranker-1"}
+    manifest = MADE | {"settings": outcome_settings(args) | changes, "inputs": inputs}
     (plan.folder(run) / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -124,7 +126,7 @@ def test_runs_of_other_settings_or_another_reranker_are_left_out_and_said(result
     made_with(plan, radio)
     assert Results(plan, 42).of(radio) is not None
     (folder / "checkpoints").mkdir()
-    (folder / "checkpoints/nq_radio.manifest.json").write_text(json.dumps({"output_sha256": "reranker-2"}))
+    (folder / "checkpoints/nq_radio.manifest.json").write_text(json.dumps(MADE | {"output_sha256": "reranker-2"}))
     assert Results(plan, 42).of(radio) is None
     assert "was made with other reranker" in capsys.readouterr().out
     assert Results(plan, 42).of(plan.run("nq", "g", "r", "base")) is not None
@@ -246,6 +248,21 @@ def test_the_script_lists_what_is_missing_and_writes_what_there_is(folder, paper
     assert "By category" in only.stdout
     assert "Main" not in only.stdout
     assert paper_tables("--tables", "none").returncode == 2
+
+
+def test_a_run_whose_answers_are_gone_is_still_to_be_made(folder, paper_tables):
+    (folder / "output/nq.g.r.base/intermediate_data.json").unlink()
+    result = paper_tables()
+    assert (result.returncode, "--run_name nq.g.r.base" in result.stdout) == (0, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("intermediate_data.json", "not valid JSON"), (MANIFEST, "is damaged; remove it")]
+)
+def test_a_damaged_run_is_told_by_name(folder, paper_tables, name, message):
+    (folder / "output/nq.g.r.base" / name).write_text('[{"id": ')
+    result = paper_tables()
+    assert (result.returncode, f"nq.g.r.base/{name} " in result.stderr, message in result.stderr) == (2, True, True)
 
 
 PLACE = {"task": "nq", "generator": "g", "reranker": "r"}

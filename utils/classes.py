@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from utils.config import UsageError, settings_of
-from utils.files import atomic, dump_line, read_rows, write_lines
+from utils.files import atomic, dump_line, read_rows, require_space, write_lines
 from utils.intervals import Interval, bootstrap
 from utils.journal import Journal, resume
 from utils.manifest import Phase, digest, fingerprint
 from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
 from utils.passages import PassageTexts, passages_path
-from utils.retrieval import RETRIEVAL_SETTINGS
+from utils.retrieval import RETRIEVAL_SETTINGS, ranking_size
 from utils.rows import Candidates, Question
 from utils.trec import write_qrels, write_run
 
@@ -102,6 +102,8 @@ class RagPipeline:
             ]
 
         with Journal(journal_path, made_with=phase.key) as journal:
+            size = ranking_size(len(candidates), len(journal), args.retrieval_topk)
+            require_space(self.stages, size, f"{output} and its journal")
             resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
             write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
             phase.finish(len(candidates))
@@ -202,6 +204,8 @@ class RagPipeline:
             store = PassageTexts(passages_path(retrieved))
             kept = [row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates)]
             texts = [[store[pid] for pid in ids] for ids in kept]
+            size = sum(len(text) for found in texts for text in found)
+            require_space(output, size, f"{output / 'intermediate_data.json'}")
             if self.args.answer_type == "text":
                 scores |= self._rank_quality(retrieved, ranked, store, output)
         answers: list[str] | None = None

@@ -34,6 +34,7 @@ MENDABLE = (
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
+    errno.EEXIST,
     errno.EISDIR,
     errno.ENOTDIR,
 )

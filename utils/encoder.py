@@ -20,6 +20,8 @@ Embeddings = NDArray[np.float32]
 class Encoder(Protocol):
     """Texts -> normalised float32 rows of shape ``(texts, dimension)``."""
 
+    dimension: int
+
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
         """Encode texts in any order."""
 
@@ -108,6 +110,7 @@ class BgeM3Encoder:
         # every caller and is left to torchrun-like engines. `device=` would be ignored.
         device = torch_device()
         self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
+        self.dimension: int = self.model.model.model.config.hidden_size
         self.max_length = max_length
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:

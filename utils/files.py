@@ -275,11 +275,12 @@ def lock_path(folder: Path) -> Path:
 
 
 def locked(path: Path) -> FileIO:
-    """Open a file, unbuffered and for appending, that no other run may write.
+    """Open a file, unbuffered and for appending, that no other run may write; made with its folder if missing.
 
     Raises:
         UsageError: another run has it.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = open(path, "ab", buffering=0)
         try:
@@ -319,6 +320,11 @@ def require_space(folder: Path, size: float, what: str) -> None:
     free = shutil.disk_usage(there).free
     if free < size:
         raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB left")
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes of the files among these paths."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def reserve(path: Path) -> None:

@@ -19,12 +19,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import half_precision, local_model, longest_input, pretrained, select_devices, torch_device
-from utils.files import lock_path, locked, parse_row, read_jsonl, require_space, sync_folder
+from utils.files import lock_path, locked, parse_row, read_jsonl, require_space, size_of, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
 
@@ -48,7 +47,7 @@ def main() -> int:
     select_devices(args)
     train_data = Path(args.train_data or training_lines_path(args))
     output = checkpoint_path(args)
-    phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS))
+    phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS), folder=True)
     if phase.manifest.exists():
         remove_marks(output)
     if phase.is_done(args.overwrite):
@@ -60,22 +59,11 @@ def main() -> int:
     check_pair_length(base_model, args)
 
     unfinished = output.with_name(f"{output.name}.unfinished")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_path(unfinished)):
         if _made_with(output) != phase.key:
             prepare(unfinished, phase.key)
             if not (unfinished / TRAINED).exists():
-                space = space_needed(Path(base_model)) - _size(unfinished.rglob("*"))
-                require_space(output.parent, space, "the fine-tuned model and its checkpoints")
-                command = training_command(args, base_model, train_data, unfinished)
-                print(" ".join(command), flush=True)
-                code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
-                if code:
-                    print(
-                        f"error: training ended with exit code {code}; the same command goes on from the last "
-                        f"checkpoint in {unfinished}",
-                        file=sys.stderr,
-                    )
+                if train(training_command(args, base_model, train_data, unfinished), Path(base_model), unfinished):
                     return 1
                 (unfinished / TRAINED).touch()
             put_in_place(unfinished, output, phase.manifest)
@@ -86,11 +74,33 @@ def main() -> int:
 
 def space_needed(model: Path) -> int:
     """Bytes of two checkpoints and a third being written, each the weights and twice that of Adam's, and the result."""
-    return 10 * (_size(model.glob("*.safetensors")) or _size(model.glob("*.bin")))
+    return 10 * (size_of(model.glob("*.safetensors")) or size_of(model.glob("*.bin")))
 
 
-def _size(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
+def train(command: list[str], base_model: Path, unfinished: Path) -> int:
+    """Run the training; returns its exit code.
+
+    Raises:
+        UsageError: too small a disk, before the training or after it has failed: torch, safetensors and FlagEmbedding
+            tell a full disk in many ways, none of them plain.
+    """
+    require_training_space(base_model, unfinished)
+    print(" ".join(command), flush=True)
+    code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
+    if code:
+        print(
+            f"error: training ended with exit code {code}; the same command goes on from the last checkpoint in "
+            f"{unfinished}",
+            file=sys.stderr,
+        )
+        require_training_space(base_model, unfinished)
+    return code
+
+
+def require_training_space(base_model: Path, unfinished: Path) -> None:
+    """Refuse a training whose files, beyond those that it has already, will not fit on the disk."""
+    missing = space_needed(base_model) - size_of(unfinished.rglob("*"))
+    require_space(unfinished, missing, "what is still to come of the fine-tuned model and its checkpoints")
 
 
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:

@@ -36,15 +36,16 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     Raises:
         UsageError: a missing corpus, a bad line, or too small a disk.
     """
-    if not corpus.exists():
-        raise UsageError(f"corpus {corpus} is missing; give --corpus_path (JSON lines {{id, contents}})")
+    if not corpus.is_file():
+        fault = "is a folder, not a file" if corpus.is_dir() else "is missing"
+        raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
     folder = output.with_name(f"{output.name}.shards")
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(lock_path(folder)):
+        folder.mkdir(exist_ok=True)
         remove_torn(output)
         size = corpus_size(corpus)
         _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")

@@ -77,7 +77,6 @@ class Journal(Records):
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._sync_every, self._synced = sync_every, time.monotonic()
         self._file = locked(Path(path))
         super().__init__(path, made_with)

@@ -68,6 +68,14 @@ class _Manifest(BaseModel):
     inputs: dict[str, str]
     output_sha256: str
     beside: dict[str, str] = {}
+    # For readers only; nothing is decided by them.
+    output: str = ""
+    dropped: dict[str, int] = {}
+    facts: dict[str, Any] = {}
+    seconds: float = 0.0
+    machine: str = "unknown"
+    versions: dict[str, str] = {}
+    commit: str = "unknown"
 
 
 class Phase:
@@ -79,9 +87,11 @@ class Phase:
         settings: every setting that changes it; none of them secret.
         scratch: files and folders of the work on it, each locked while work goes on (a folder by ``FOLDER.lock``);
             what a kill has left of them is removed once the output is found finished.
+        folder: whether the output is a folder.
 
     Raises:
-        UsageError: an input is not what its manifest says, or two inputs come from different versions of one file.
+        UsageError: an input is not what its manifest says, two inputs come from different versions of one file, or
+            something stands where the output is to lie that it cannot replace.
     """
 
     def __init__(
@@ -90,8 +100,10 @@ class Phase:
         inputs: Iterable[Any],
         settings: Mapping[str, Any],
         scratch: Iterable[Path] = (),
+        folder: bool = False,
     ) -> None:
         self.output = Path(output)
+        check_place(self.output, folder)
         self._scratch = tuple(scratch)
         self.settings = {k: v for k, v in settings.items() if k not in SECRETS}
         self.inputs = {str(path): fingerprint(path) for path in inputs}
@@ -136,7 +148,7 @@ class Phase:
         for path in filter(Path.exists, self._scratch):
             # A run with --overwrite may be at work on it.
             with contextlib.suppress(UsageError), locked(lock_path(path) if path.is_dir() else path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def claim(self) -> None:
         """Note before the output is written that it is this project's, for phases that spare other people's files."""
@@ -198,6 +210,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return _Manifest.model_validate(found).model_dump()
     except (orjson.JSONDecodeError, ValidationError):
         raise UsageError(f"{path} is damaged; remove it, and make again what it belongs to") from None
+
+
+def check_place(output: Path, folder: bool) -> None:
+    """Refuse, before the work, a path that what is made could not be given in the end.
+
+    Raises:
+        UsageError: a folder stands where a file is to be made, or the other way round, or a file where a folder
+            above it would be.
+    """
+    for path, wanted in ((output, folder), *((parent, True) for parent in output.parents)):
+        if path.exists() and path.is_dir() != wanted:
+            found, expected = ("a file", "a folder") if wanted else ("a folder", "a file")
+            raise UsageError(f"{path} is {found}, but {expected} is to be made there; choose another path for {output}")
 
 
 def check_inputs(inputs: Mapping[str, str]) -> None:

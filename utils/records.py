@@ -1,4 +1,4 @@
-"""Rows of files that others made: JSON lines, one JSON array, or Parquet."""
+"""Rows of files that others made: JSON lines, one JSON array, or Parquet; and of runs."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ def read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UsageError(f"{path}, row {number}: a JSON object is expected, not {type(row).__name__}")
         yield f"{path}, row {number}", row
+
+
+def read_run(path: Path, made_by: str) -> list[Any]:
+    """The rows of a run's ``intermediate_data.json``, unchecked.
+
+    Raises:
+        UsageError: the file is missing, cut off, or has no rows; the message names ``made_by``.
+    """
+    try:
+        rows = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; run: {made_by}") from None
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}); run: {made_by} --overwrite") from None
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(f"{path} must be a JSON array with at least one row; run: {made_by} --overwrite")
+    return rows
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from utils.rows import Candidates, Question
 if TYPE_CHECKING:
     from utils.retriever import FlatRetriever
 
-BYTES_A_PASSAGE = 60  # of a question, in the journal and the output together: ids, rows and scores
+BYTES_A_PASSAGE = 30  # of a question, in the journal and again in the output: id or row, and score
 RETRIEVAL_SETTINGS = (
     "retrieval_method",
     "retrieval_query_max_length",
@@ -65,7 +65,7 @@ def retrieve(
         return [{"rows": rows, "scores": scores} for rows, scores in found]
 
     with Journal(journal_path, made_with=phase.key) as journal:
-        require_space(output.parent, BYTES_A_PASSAGE * topk * (len(questions) - len(journal)), f"{output}")
+        require_space(output.parent, ranking_size(len(questions), len(journal), topk), f"{output} and its journal")
         resume(journal, questions, lambda row: row.id, args.retrieval_batch_size, work, "retrieve")
         rows = {row for question in questions for row in journal[question.id]["rows"]}
         ids = write_passages(retriever, sorted(rows), output)
@@ -78,6 +78,11 @@ def retrieve(
             facts={"passages": len(ids), f"questions with fewer than {topk}": short},
         )
         journal.delete()
+
+
+def ranking_size(questions: int, done: int, topk: int) -> int:
+    """Bytes that a ranking still takes, in the journal for what is not done, and in the output."""
+    return BYTES_A_PASSAGE * topk * (max(0, questions - done) + questions)
 
 
 def _candidates(question: Question, record: dict[str, Any], ids: Mapping[int, str]) -> Candidates:
@@ -102,10 +107,11 @@ def write_passages(retriever: FlatRetriever, rows: list[int], output: Path) -> d
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
-    """Refuse missing files, and an e5 or bge encoder under a name that FlashRAG gives no query prefix."""
+    """Refuse missing files, folders in their place, and an e5 or bge encoder whose queries would get no prefix."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
-        if not os.path.exists(path):
-            raise UsageError(f"{what} {path} is missing; README, 'Reproduce the paper', shows how it is made")
+        if not os.path.isfile(path):
+            fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
+            raise UsageError(f"{what} {path} {fault}; README, 'Reproduce the paper', shows how it is made")
     check_index_origin(args)
     for family in ("e5", "bge"):
         if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():

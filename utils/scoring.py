@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.encoder import Embeddings, Encoder, length_order, make_scorer
-from utils.files import atomic, lock_path, locked, read_rows, reserve, write_lines
+from utils.files import atomic, lock_path, locked, read_rows, require_space, reserve, size_of, write_lines
 from utils.fusion import descending
 from utils.journal import in_chunks
 from utils.manifest import Phase
@@ -48,9 +48,12 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     candidates = [row for row in everyone if row.id in reasons]
     texts = PassageTexts(passages_path(docs))
     used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
-    scratch.mkdir(parents=True, exist_ok=True)
     with locked(lock_path(scratch)):
-        encoder, size = make_scorer(args, len(used) + len(candidates)), args.scorer_batch_size
+        scratch.mkdir(exist_ok=True)
+        rows = len(used) + len(candidates)
+        encoder, size = make_scorer(args, rows), args.scorer_batch_size
+        # What an earlier call left is gone on with or overwritten.
+        require_space(scratch, 4 * encoder.dimension * rows - size_of(scratch.iterdir()), f"embeddings in {scratch}")
         encode = functools.partial(_encode_resumable, encoder=encoder, batch_size=size, made_with=phase.key)
         passages = encode([texts[pid] for pid in used], stem=scratch / "passages")
         queries = encode([scored_text(reasons[row.id]) for row in candidates], stem=scratch / "rationales")

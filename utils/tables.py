@@ -7,17 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from utils.classes import outcome_settings
 from utils.config import phase_arguments
 from utils.experiment import Table, label
 from utils.intervals import Interval, bootstrap, holm, paired_difference
+from utils.manifest import manifest_path, read_manifest
 from utils.mmlu import CATEGORIES, category_of
 from utils.plan import Plan, Run
+from utils.records import read_run
 
 LEVEL = 0.05
-MANIFEST = "intermediate_data.json.manifest.json"
+ANSWERS = "intermediate_data.json"
+MANIFEST = f"{ANSWERS}.manifest.json"
 RAG_SECTIONS = ("retrieval", "rag")
 
 
@@ -34,7 +35,7 @@ class RunResults:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """FlashRAG's rows without their passages, which are most of them, in the order of the questions."""
-        rows = orjson.loads((self.folder / "intermediate_data.json").read_bytes())
+        rows = read_run(self.folder / ANSWERS, self.manifest["command"])
         for row in rows:
             row["output"].pop("retrieval_result", None)
         return rows
@@ -42,7 +43,7 @@ class RunResults:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What made the run."""
-        return orjson.loads((self.folder / MANIFEST).read_bytes())
+        return read_manifest(self.folder / MANIFEST)
 
     def values(self, metric: str) -> dict[str, float]:
         """Question id -> score; empty if the run has no such metric. A category's is EM over its questions."""
@@ -125,15 +126,15 @@ class Results:
         return self._runs[run]
 
     def _is_current(self, run: Run, found: RunResults) -> bool:
-        if not (found.folder / MANIFEST).exists():
+        if not all((found.folder / name).exists() for name in (ANSWERS, MANIFEST)):
             return False
         args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_step(run).words[2:])
         made_with = found.manifest["settings"]
         changed = [key for key, value in outcome_settings(args).items() if made_with.get(key) != value]
         # A fine-tuned reranker has a manifest of its own; a hub's or a downloaded one is taken by its name.
-        reranker = Path(f"{args.rerank_model_path}.manifest.json")
+        reranker = manifest_path(Path(str(args.rerank_model_path)))
         if reranker.exists():
-            fingerprint = orjson.loads(reranker.read_bytes())["output_sha256"]
+            fingerprint = read_manifest(reranker)["output_sha256"]
             if found.manifest["inputs"].get(args.rerank_model_path) != fingerprint:
                 changed.append("reranker")
         if changed:

@@ -137,7 +137,7 @@ def _rankings(
     manifest: dict[str, Any], limit: int, shown: Texts
 ) -> tuple[dict[str, list[list[Any]]], dict[str, dict[str, int]]]:
     """Question id -> [[passage id, score], ...] best first, and qrels; the texts go into ``shown``."""
-    stages = manifest.get("facts", {}).get("stages")
+    stages = manifest["facts"].get("stages")
     if not stages:
         return {}, {}
     texts = PassageTexts(passages_path(stages["retrieval"]))

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from utils.manifest import UNFINISHED, read_manifest
 from utils.plan import Plan, Run
 from utils.tables import MANIFEST
 
@@ -20,10 +19,10 @@ def phases(plan: Plan, runs: list[Run]) -> dict[str, Any]:
         plan: of the experiment.
         runs: its finished runs.
     """
-    manifests = [orjson.loads(path.read_bytes()) for path in _manifests(plan, runs)]
+    manifests = [found for path in _manifests(plan, runs) if UNFINISHED not in (found := read_manifest(path))]
     machines = sorted({found["machine"] for found in manifests})
     versions = sorted({f"{name} {version}" for found in manifests for name, version in found["versions"].items()})
-    versions += sorted({f"commit {found.get('commit', 'unknown')}" for found in manifests})
+    versions += sorted({f"commit {found['commit']}" for found in manifests})
     return {
         "phases": [_row(found) for found in manifests],
         "machine": ", ".join(machines),
@@ -40,14 +39,14 @@ def _manifests(plan: Plan, runs: list[Run]) -> Iterator[Path]:
     paths += [Path(f"{plan.checkpoint(run)}.manifest.json") for run in tuned]
     for run in runs:
         manifest = plan.folder(run) / MANIFEST
-        stages = orjson.loads(manifest.read_bytes()).get("facts", {}).get("stages", {})
+        stages = read_manifest(manifest)["facts"].get("stages", {})
         paths += [Path(f"{stage}.manifest.json") for stage in stages.values()]
         paths.append(manifest)
     yield from (path for path in dict.fromkeys(paths) if path.exists())
 
 
 def _row(found: dict[str, Any]) -> dict[str, Any]:
-    facts = found.get("facts", {})
+    facts = found["facts"]
     script = found["command"].removeprefix("python ").removeprefix("-m ").split()[0]
     flags = re.findall(r"--(?:phase|method)[ =](\w+)", found["command"])
     return {
