@@ -18,6 +18,8 @@ questions) the exit code is 1, the answers so far are kept and the output is not
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 from collections import Counter
 
@@ -30,26 +32,26 @@ def main() -> int:
     """Parse the command line, ask, and write; returns the exit code."""
     args = phase_arguments(__doc__, ["rationale"], extra=EXTRA)
 
-    from utils.files import read_rows, require_space, write_lines
+    from utils.files import RowFile, require_space, write_lines
     from utils.forecast import forecast
     from utils.journal import Journal
     from utils.llm import Server, ask_all
     from utils.manifest import Phase
     from utils.pricing import Budget
-    from utils.rationale import rationale_requests
+    from utils.rationale import RationaleRequests
     from utils.rows import Question, Rationale
 
     folder = dataset_dir(args)
     source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"
     dropped = Counter[str]() if args.skip_bad_rows else None
     made_by = f"see README, 'Your own data': {source}"
-    questions = read_rows(source, Question, made_by, args.train_questions, dropped=dropped)
+    questions = RowFile(source, Question, made_by, args.train_questions, dropped=dropped)
     sampling = settings_of(args, "train_questions", "model", "temperature", "top_p", "max_tokens", "stop", "seed")
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
     phase = Phase(output, [source], sampling | prompts)
     if phase.is_done(args.overwrite):
         return 0
-    requests = rationale_requests(questions, args)
+    requests = RationaleRequests(questions, args)
     server = Server.of(args)
     budget = Budget.for_model(args.prices, args.model, args.max_cost)
     require_space(folder, 4096 * len(requests), "rationales and their journal")
@@ -59,36 +61,43 @@ def main() -> int:
         return 0
     with Journal(answers) as journal:
         outcome = ask_all(requests, server, journal, "rationales", budget=budget)
-
-    failed, rows = [], []
-    for question, item in zip(questions, requests, strict=True):
-        if item.key in outcome.answers:
-            reason = outcome.answers[item.key]["text"].strip()
-            rows.append(Rationale(**question.model_dump(), reason=reason))
-        elif item.key in outcome.failures:
-            failed.append({"id": question.id, "question": question.question, "failure": outcome.failures[item.key]})
-    failures = output.with_name("failures.jsonl")
-    write_lines(failures, failed)
-    print(
-        f"asked {outcome.asked} of {len(questions)}, {outcome.tokens} tokens received, {len(failed)} failed, {budget}"
-    )
-    if outcome.unasked:
-        print(
-            f"error: {outcome.unasked} questions were not asked: {outcome.stopped}; the answers so far are kept, and "
-            "the same command goes on (--max_cost raises the limit)",
-            file=sys.stderr,
+        pairs = functools.partial(zip, questions, requests, strict=True)
+        failures = output.with_name("failures.jsonl")
+        failed = write_lines(
+            failures,
+            (
+                {"id": question.id, "question": question.question, "failure": outcome.failures[item.key]}
+                for question, item in pairs()
+                if item.key in outcome.failures
+            ),
         )
-        return 1
-    if len(failed) > args.max_failures * len(questions):
-        print(
-            f"error: {len(failed)} of {len(questions)} questions have no rationale; {failures} says why. Run the same "
-            f"command to ask only these again, or go on without: --max_failures {len(failed) / len(questions):.3f}",
-            file=sys.stderr,
+        total = len(questions)
+        print(f"asked {outcome.asked} of {total}, {outcome.tokens} tokens received, {failed} failed, {budget}")
+        if outcome.unasked:
+            print(
+                f"error: {outcome.unasked} questions were not asked: {outcome.stopped}; the answers so far are kept, "
+                "and the same command goes on (--max_cost raises the limit)",
+                file=sys.stderr,
+            )
+            return 1
+        if failed > args.max_failures * total:
+            enough = math.ceil(failed / total * 10_000) / 10_000
+            print(
+                f"error: {failed} of {total} questions have no rationale; {failures} says why. Run the same command to "
+                f"ask only these again, or go on without: --max_failures {enough:g}",
+                file=sys.stderr,
+            )
+            return 1
+        count = write_lines(
+            output,
+            (
+                Rationale(**question.model_dump(), reason=journal[item.key]["text"].strip())
+                for question, item in pairs()
+                if item.key in journal
+            ),
         )
-        return 1
-    write_lines(output, rows)
-    lost = {"questions without a rationale": len(failed)} | (dropped or {})
-    phase.finish(len(rows), lost, facts=outcome.usage() | {"cost": budget.cost})
+    lost = {"questions without a rationale": failed} | (dropped or {})
+    phase.finish(count, lost, facts=outcome.usage | {"cost": budget.cost})
     return 0
 
 

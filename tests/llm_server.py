@@ -25,6 +25,7 @@ PARSER.add_argument("--busy", type=int, default=sys.maxsize, help="open requests
 PARSER.add_argument("--faults", type=float, default=0.0, help="share of the first two tries that get a random fault")
 PARSER.add_argument("--hang", type=float, default=5.0, help="seconds of the fault of that name")
 PARSER.add_argument("--batch_seconds", type=float, default=0.2, help="time from a batch's creation to its end")
+PARSER.add_argument("--lost_replies", type=int, default=0, help="batches that are created without a reply")
 PARSER.add_argument("--echo_key", action="store_true", help="repeat the key in every error")
 ARGS = PARSER.parse_args()
 
@@ -51,6 +52,7 @@ def completion(text, chat):
     choice = {"index": 0, "finish_reason": finish}
     choice |= {"message": {"role": "assistant", "content": content}} if chat else {"text": content}
     usage = {"prompt_tokens": len(text.split()), "completion_tokens": 5, "total_tokens": len(text.split()) + 5}
+    usage = None if "[no usage]" in text else usage
     return {"id": "1", "object": "x", "created": 0, "model": "served", "choices": [choice], "usage": usage}
 
 
@@ -111,9 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind.isdigit():
             self.fail(int(kind), "injected", **({"Retry-After": "0.1"} if kind == "429" else {}))
         elif kind == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self.hang_up()
         elif kind == "torn":
             whole = json.dumps(completion("torn", True)).encode()
             self.raw(200, whole[: len(whole) // 2], length=len(whole))
@@ -143,7 +143,10 @@ class Handler(BaseHTTPRequestHandler):
     def create_batch(self, body):
         name = f"batch_{len(BATCHES)}"
         BATCHES[name] = body | {"id": name, "object": "batch", "created_at": int(time.time()), "made": time.time()}
-        self.reply(200, self.batch(name))
+        if len(BATCHES) <= ARGS.lost_replies:
+            self.hang_up()
+        else:
+            self.reply(200, self.batch(name))
 
     def batch(self, name):
         """The state of a batch; its answers are made when it is over."""
@@ -171,7 +174,9 @@ class Handler(BaseHTTPRequestHandler):
             (bad if status else good).append({"custom_id": row["custom_id"], "response": response, "error": None})
         for kind, rows in (("output", good), ("error", bad)):
             if rows:
-                FILES[f"{name}-{kind}"] = "".join(json.dumps(row) + "\n" for row in reversed(rows)).encode()
+                text = "".join(json.dumps(row) + "\n" for row in reversed(rows))
+                if "[answers gone]" not in text:
+                    FILES[f"{name}-{kind}"] = text.replace('"[torn line]', "").encode()
                 batch[f"{kind}_file_id"] = found[f"{kind}_file_id"] = f"{name}-{kind}"
         expired = any("batch_expired" in json.dumps(row) for row in bad)
         return found | {"status": "expired" if expired else "completed"}
@@ -179,7 +184,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
         if path.endswith("/content"):
-            self.raw(200, FILES[path.split("/")[-2]])
+            name = path.split("/")[-2]
+            self.raw(200, FILES[name]) if name in FILES else self.fail(404, "no such file")
         elif path.endswith("/batches"):
             self.reply(200, {"object": "list", "data": [self.batch(name) for name in BATCHES], "has_more": False})
         elif "/batches/" in path:
@@ -189,6 +195,11 @@ class Handler(BaseHTTPRequestHandler):
             with LOCK:
                 self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "keys": sorted(KEYS),
                                  "busy": REFUSED["busy"], "injected": INJECTED, "batches": len(BATCHES)})  # fmt: skip
+
+    def hang_up(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def fail(self, status, message, code=None, **headers):
         if ARGS.echo_key:

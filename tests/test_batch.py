@@ -1,5 +1,6 @@
 """The Batch API against a server that has one: submit, wait, die at any step, and lose or pay nothing twice."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
 
 import utils.batch
-from utils.batch import Batches, _split
+from utils.batch import Batches, _split, open_keys
 from utils.config import UsageError
+from utils.forecast import forecast
 from utils.journal import Journal
 from utils.llm import Outcome, Server, ask_all, request
 from utils.pricing import Budget, Price
+from utils.spending import Spending
 
 STATE = "dataset/own/reason/requests.journal.batches.json"
 OUTPUT = "dataset/own/reason/train_with_reason.jsonl"
@@ -121,7 +124,8 @@ def test_an_end_between_any_two_steps_costs_nothing(llm_server, tmp_path, monkey
     def rigged(self, *args):
         first(self, *args)
         part, method = step.split(".")
-        real = getattr(getattr(self._client, part), method)
+        client = self._once if step == "batches.create" else self._client
+        real = getattr(getattr(client, part), method)
 
         def end(*args, **kwargs):
             nonlocal calls
@@ -132,7 +136,7 @@ def test_an_end_between_any_two_steps_costs_nothing(llm_server, tmp_path, monkey
                 real(*args, **kwargs)
             raise KilledError
 
-        monkeypatch.setattr(getattr(self._client, part), method, end)
+        monkeypatch.setattr(getattr(client, part), method, end)
 
     monkeypatch.setattr(Batches, "__init__", rigged)
     with Journal(tmp_path / "j.jsonl") as journal, pytest.raises(KilledError):
@@ -140,7 +144,8 @@ def test_an_end_between_any_two_steps_costs_nothing(llm_server, tmp_path, monkey
     monkeypatch.setattr(Batches, "__init__", first)
     with Journal(tmp_path / "j.jsonl") as journal:
         outcome = ask_all(requests, server, journal, "ask")
-    assert outcome.answers.keys() == {item.key for item in requests}
+        assert (outcome.answered, outcome.failures) == (10, {})
+        assert all(item.key in journal for item in requests)
     assert set(fake.stats()["seen"].values()) == {1}
     assert fake.stats()["batches"] == 3
 
@@ -167,11 +172,10 @@ def test_answers_to_rows_that_changed_meanwhile_are_kept_for_later(llm_server, t
     server = Server(fake.base_url, None, 5.0, 0, 4, batch=True, batch_poll=0.01)
     old, new = ([request("m", f"{kind} {i}", max_tokens=5) for i in range(3)] for kind in ("old", "new"))
     with Journal(tmp_path / "j.jsonl") as journal:
-        batches = Batches(server, journal, Outcome(), False, Budget())
+        batches = Batches(server, journal, Outcome(), False, Spending(journal, Budget()))
         batches._submit(old)
         outcome = ask_all(new, server, journal, "ask")
-        assert outcome.answers.keys() == {item.key for item in new}
-        assert all(item.key in journal for item in old)
+        assert all(item.key in journal for item in [*new, *old])
         assert (outcome.asked, outcome.unasked, outcome.failures) == (3, 0, {})
 
 
@@ -182,7 +186,7 @@ def test_a_limit_keeps_back_what_could_pass_it(llm_server, tmp_path):
     budget = Budget(Price(0.0, 2.0), 3.5)  # a dollar each at most, as a batch
     with Journal(tmp_path / "j.jsonl") as journal:
         outcome = ask_all(requests, server, journal, "ask", budget=budget)
-    assert (len(outcome.answers), outcome.unasked) == (3, 7)
+    assert (outcome.answered, outcome.unasked) == (3, 7)
     assert "--max_cost 3.5" in outcome.stopped
 
 
@@ -205,14 +209,110 @@ def test_a_lost_key_is_refused_before_anything_is_sent(tmp_path):
         ask_all([request("m", "x", max_tokens=1)], server, journal, "ask")
 
 
-def test_a_batch_that_the_server_has_forgotten_is_submitted_again(llm_server, tmp_path):
-    fake = llm_server(batch_seconds=0)
-    server = Server(fake.base_url, None, 5.0, 0, 4, batch=True, batch_poll=0.01)
+@pytest.fixture
+def by_batch(llm_server):
+    """Start a server whose batches are answered at once; gives it and its settings."""
+
+    def start(**options):
+        fake = llm_server(**{"batch_seconds": 0} | options)
+        return fake, Server(fake.base_url, None, 5.0, 2, 4, batch=True, batch_poll=0.01)
+
+    return start
+
+
+def ask_once(requests, server, path, budget=None):
+    with Journal(path) as journal:
+        outcome = ask_all(requests, server, journal, "ask", budget=budget)
+        return outcome, [journal.get(item.key, {}).get("text") for item in requests]
+
+
+def left_open(requests, server, path, monkeypatch):
+    """Submit, and end before the answers are fetched."""
+
+    def end(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "_wait", end)
+        with pytest.raises(KilledError):
+            ask_once(requests, server, path)
+
+
+def test_a_batch_that_the_server_does_not_know_is_not_forgotten(by_batch, tmp_path, monkeypatch):
+    _, other = by_batch()
+    fake, server = by_batch()
     requests = [request("m", f"prompt {i}", max_tokens=5) for i in range(3)]
-    state = {"lost": {"keys": [item.key for item in requests], "batch": "batch_77"}}
-    (tmp_path / "j.batches.json").write_text(json.dumps(state))
-    with Journal(tmp_path / "j.jsonl") as journal:
-        first = ask_all(requests, server, journal, "ask")
-        assert set(first.failures.values()) == {"the server no longer knows batch_77"}
-        assert len(ask_all(requests, server, journal, "ask").answers) == 3
+    left_open(requests, server, tmp_path / "j.jsonl", monkeypatch)
+    state = (tmp_path / "j.batches.json").read_text()
+    with pytest.raises(UsageError, match="fetch them there first"):
+        ask_once(requests, other, tmp_path / "j.jsonl")
+    (tmp_path / "j.batches.json").write_text(state.replace("batch_0", "batch_77"))
+    with pytest.raises(UsageError, match="knows no batch batch_77: is it the key of another project"):
+        ask_once(requests, server, tmp_path / "j.jsonl")
+    assert "batch_77" in (tmp_path / "j.batches.json").read_text()
+    (tmp_path / "j.batches.json").write_text(state)
+    assert ask_once(requests, server, tmp_path / "j.jsonl")[0].answered == 3
     assert fake.stats()["batches"] == 1
+
+
+def test_a_live_call_does_not_pay_again_for_what_is_in_a_batch(by_batch, tmp_path, monkeypatch):
+    fake, server = by_batch()
+    path = tmp_path / "j.jsonl"
+    requests = [request("m", f"prompt {i}", max_tokens=5) for i in range(3)]
+    left_open(requests, server, path, monkeypatch)
+    live = dataclasses.replace(server, batch=False)
+    with pytest.raises(UsageError, match="3 of the requests are in batches that are still open"):
+        ask_once(requests, live, path)
+    more = [*requests, request("m", "another", max_tokens=5)]
+    assert forecast(more, path, live, Budget()).startswith("4 rows: 0 answered already, 1 to ask, 3 in open batches")
+    assert ask_once(more[3:], live, path)[0].answered == 1
+    assert ask_once(more, server, path)[0].answered == 4
+    assert open_keys(path) == set()
+    assert set(fake.stats()["seen"].values()) == {1}
+
+
+def test_a_limit_holds_over_all_calls(by_batch, tmp_path, monkeypatch):
+    _, server = by_batch()
+    path = tmp_path / "j.jsonl"
+    requests = [request("m", f"prompt {i}", max_tokens=1_000_000) for i in range(10)]
+    left_open(requests[:3], server, path, monkeypatch)
+    outcome, _ = ask_once(requests, server, path, Budget(Price(0.0, 2.0), 4.5))  # a dollar each at most, as a batch
+    assert (outcome.answered, outcome.unasked) == (4, 6)
+
+
+def test_a_creation_whose_reply_is_lost_is_not_repeated(by_batch, tmp_path):
+    fake, server = by_batch(lost_replies=1)
+    requests = [request("m", f"prompt {i}", max_tokens=5) for i in range(3)]
+    with pytest.raises(UsageError, match="cannot be reached"):
+        ask_once(requests, server, tmp_path / "j.jsonl")
+    assert ask_once(requests, server, tmp_path / "j.jsonl")[0].answered == 3
+    assert fake.stats()["batches"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"), [("[answers gone]", "no longer has the answers"), ("[torn line]", "ended as completed without")]
+)
+def test_results_that_are_gone_or_damaged_fail_their_requests_alone(by_batch, tmp_path, monkeypatch, mark, said):
+    fake, server = by_batch()
+    monkeypatch.setattr(utils.batch, "MOST_REQUESTS", 1)
+    requests = [request("m", text, max_tokens=5) for text in (f'"{mark}', "sound")]
+    outcome, texts = ask_once(requests, server, tmp_path / "j.jsonl")
+    assert [said in reason for reason in outcome.failures.values()] == [True]
+    assert (texts[0], texts[1]) == (None, "because of sound")
+    assert open_keys(tmp_path / "j.jsonl") == set()
+    assert fake.stats()["batches"] == 2
+
+
+def test_batches_of_other_calls_are_not_waited_for(llm_server, tmp_path, monkeypatch):
+    fake = llm_server(batch_seconds=3)
+    server = Server(fake.base_url, None, 5.0, 2, 4, batch=True, batch_poll=0.05)
+    path = tmp_path / "j.jsonl"
+    left_open([request("m", "slow", max_tokens=5)], server, path, monkeypatch)
+    live = request("m", "live", max_tokens=5)
+    assert ask_once([live], dataclasses.replace(server, batch=False), path)[0].answered == 1
+    left_open([request("m", "second", max_tokens=5)], server, path, monkeypatch)
+    time.sleep(3)
+    left_open([request("m", "third", max_tokens=5)], server, path, monkeypatch)
+    outcome, _ = ask_once([request("m", "slow", max_tokens=5), live], server, path)
+    assert outcome.answered == 2
+    assert len(open_keys(path)) == 1

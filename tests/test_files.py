@@ -31,7 +31,7 @@ def test_a_journal_cut_at_any_byte_loses_at_most_one_record(tmp_path_factory, da
     path.write_bytes(whole[:cut])
     kept = max(0, whole[:cut].count(b"\n") - 1)
     with Journal(path, "settings") as journal:
-        assert list(journal.records) == [f"k{i}" for i in range(kept)]
+        assert list(journal) == [f"k{i}" for i in range(kept)]
         for i, text in enumerate(records[kept:], kept):
             journal.append(f"k{i}", {"text": text})
     assert path.read_bytes() == whole
@@ -41,7 +41,7 @@ def test_a_journal_of_other_settings_is_begun_anew_and_that_is_said(tmp_path, ca
     with Journal(tmp_path / "j", {"topk": 5}) as journal:
         journal.append("a", {"x": 1})
     with Journal(tmp_path / "j", {"topk": 6}) as journal:
-        assert journal.records == {}
+        assert dict(journal) == {}
     assert "begun anew" in capsys.readouterr().err
 
 

@@ -78,7 +78,7 @@ def with_journal(path):
     with Journal(path) as journal:
         journal.append("new", {"text": "x"})
     with Journal(path) as journal:
-        assert journal.records["new"] == {"text": "x"}
+        assert journal["new"] == {"text": "x"}
 
 
 READERS = {
@@ -110,7 +110,10 @@ READERS = {
     ),
     "journal": (lines([{"made_with": "74234e98afe7498f"}, {"key": "a", "text": "x"}]), with_journal),
     "manifest": (orjson.dumps(MADE), checked_as_input),
-    "state of batches": (b'{"name": {"keys": ["a"], "batch": "b"}}', read_state),
+    "state of batches": (
+        b'{"name": {"keys": ["a"], "batch": "b", "base_url": null, "most_tokens": [1, 2]}}',
+        read_state,
+    ),
     "profile": ((ROOT / "profiles/quickstart.yaml").read_bytes(), lambda path: load_config(str(path))),
     "experiment": ((ROOT / "experiments/smoke.yaml").read_bytes(), read_experiment),
     "published values": ((ROOT / "experiments/published/paper.yaml").read_bytes(), read_expected),

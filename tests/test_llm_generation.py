@@ -29,13 +29,13 @@ def test_the_request_is_the_papers(llm_server, tmp_path):
     from types import SimpleNamespace
 
     from utils.config import load_config
-    from utils.rationale import rationale_requests
+    from utils.rationale import RationaleRequests
     from utils.rows import Question
 
     config = load_config()
     args = SimpleNamespace(**config["rationale"], **config["common"], prompts=config["prompts"])
     row = Question(id="1", question="who wrote it", golden_answers=["A", "B"])
-    payload = rationale_requests([row], args)[0].payload
+    payload = next(iter(RationaleRequests([row], args))).payload
     assert [message["role"] for message in payload["messages"]] == ["system", "user"]
     assert payload["messages"][1]["content"] == "Question: who wrote it\nGround-truth answer: A; B\nRationale:"
     wanted = {"model": "gpt-4o-mini", "temperature": 0.2, "top_p": 1.0, "n": 1, "seed": 42, "max_tokens": 1000}
@@ -238,6 +238,29 @@ def test_a_run_stops_at_its_cost_and_goes_on_with_more(ask, llm_server, tmp_path
     assert manifest["facts"]["completion_tokens"] == 200
 
 
+def test_unusable_answers_are_paid_for_in_later_calls_too(ask, llm_server, tmp_path):
+    server = llm_server()
+    own = [*profile(tmp_path, mine=[0, 1_000_000]), "--model", "mine", "--max_retries", "1"]  # five dollars an answer
+    rows = questions(4)
+    rows[0]["golden_answers"], rows[1]["golden_answers"] = ["[cut]"], ["[empty]"]
+    assert "$25.0000" in ask(server.base_url, *own, rows=rows).stdout
+    again = ask(server.base_url, *own, "--max_cost", "25")
+    assert "2 questions were not asked: the answers have cost $25.0000" in again.stderr
+    assert "$40.0000" in ask(server.base_url, *own, "--max_cost", "90", "--max_failures", "0.5").stdout
+
+
+def test_a_limit_that_cannot_be_held_stops_the_run(ask, llm_server, tmp_path):
+    own = [*profile(tmp_path, mine=[1, 1]), "--model", "mine", "--concurrency", "2"]
+    rows = [row | {"golden_answers": [f"[no usage] {i}"]} for i, row in enumerate(questions(40))]
+    server = llm_server(0.01)
+    stopped = ask(server.base_url, *own, "--max_cost", "50", rows=rows)
+    assert stopped.returncode == 1
+    assert "--max_cost cannot be held: the server does not count the tokens" in stopped.stderr
+    assert sum(server.stats()["seen"].values()) < 5
+    free = ask(server.base_url, *own)
+    assert (free.returncode, "$0.0000 and 40 answers of unknown cost" in free.stdout) == (0, True)
+
+
 def test_a_limit_without_a_price_is_refused_and_an_unknown_price_said(ask, llm_server, tmp_path):
     server = llm_server()
     refused = ask(server.base_url, "--model", "unheard-of", "--max_cost", "1", rows=questions(2))
@@ -253,7 +276,7 @@ def test_a_dry_run_asks_nothing_and_tells_what_is_left(ask, llm_server, tmp_path
     blank = ask(server.base_url, *own, "--dry_run", rows=questions(10))
     assert blank.returncode == 0, blank.stderr
     assert "10 rows: 0 answered already, 10 to ask" in blank.stdout
-    assert "10,000 out (at most)" in blank.stdout
+    assert "10,000 out (at most, if a token has four characters)" in blank.stdout
     assert server.stats()["seen"] == {}
     assert not (tmp_path / "dataset/own/reason").exists()
     assert ask(server.base_url, *own).returncode == 0

@@ -101,7 +101,7 @@ class RagPipeline:
 
         with Journal(output.with_suffix(".journal.jsonl"), made_with=phase.key) as journal:
             resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
-            write_lines(output, (row.model_copy(update=journal.records[row.id]) for row in candidates))
+            write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
             phase.finish(len(candidates))
             journal.delete()
         return output

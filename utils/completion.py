@@ -19,7 +19,7 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
 
 
@@ -34,13 +34,13 @@ class UnusableError(Exception):
 
     Attributes:
         retry: whether the same request may bring a better one.
-        answer: its token counts, as far as they are known: it is paid for.
+        answer: what was received and is paid for; None if it could not be read.
     """
 
     def __init__(self, reason: str, retry: bool, answer: dict[str, Any] | None = None) -> None:
         super().__init__(reason)
         self.retry = retry
-        self.answer = answer or {"prompt_tokens": 0, "completion_tokens": 0}
+        self.answer = answer
 
 
 def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str,
     answer = {
         "text": text,
         "finish_reason": choice.finish_reason,
-        "prompt_tokens": usage.prompt_tokens,
+        "prompt_tokens": usage.prompt_tokens or 0,
         "completion_tokens": usage.completion_tokens or 0,
         "model": found.model,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import glob
 import os
 import shutil
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -136,6 +137,44 @@ def read_rows(
     unique: str = "id",
     dropped: Counter[str] | None = None,
 ) -> list[Row]:
+    """All rows of a JSON-lines file at once; see `iter_rows`."""
+    return list(iter_rows(path, model, made_by, limit, unique, dropped))
+
+
+class RowFile(Generic[Row]):
+    """The rows of a file, checked at once and read again each time they are gone through; memory holds none.
+
+    Takes what `iter_rows` takes and raises what it raises.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        model: type[Row],
+        made_by: str = "",
+        limit: int = 0,
+        dropped: Counter[str] | None = None,
+    ) -> None:
+        self._rows = functools.partial(iter_rows, path, model, made_by, limit)
+        self._count = sum(1 for _ in self._rows(dropped=dropped))
+        self._dropped = dropped
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Row]:
+        # What was left out has been told and counted.
+        return self._rows(dropped=None if self._dropped is None else Counter(self._dropped))
+
+
+def iter_rows(
+    path: str | os.PathLike[str],
+    model: type[Row],
+    made_by: str = "",
+    limit: int = 0,
+    unique: str = "id",
+    dropped: Counter[str] | None = None,
+) -> Iterator[Row]:
     """Read a JSON-lines file as rows of ``model``, checking every field at the border.
 
     Args:
@@ -150,7 +189,6 @@ def read_rows(
         UsageError: as `read_jsonl`, and for a wrong field (``path:line: field``), a repeated
             ``unique`` field, or a file without rows.
     """
-    rows: list[Row] = []
     seen: dict[str, int] = {}
 
     def bad(kind: str, error: UsageError) -> None:
@@ -161,7 +199,7 @@ def read_rows(
         dropped[kind] += 1
 
     for number, _, raw in _read_with_offsets(path, made_by, bad):
-        if limit and len(rows) == limit:
+        if limit and len(seen) == limit:
             break
         try:
             row = parse_row(raw, model, f"{path}:{number}")
@@ -174,10 +212,9 @@ def read_rows(
             bad(f"rows with a repeated {unique}", UsageError(place))
             continue
         seen[key] = number
-        rows.append(row)
-    if not rows:
+        yield row
+    if not seen:
         raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
-    return rows
 
 
 def parse_row(raw: Mapping[str, Any], model: type[Row], where: str) -> Row:

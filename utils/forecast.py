@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.batch import open_keys
 from utils.files import dump_line
-from utils.journal import journal_records
-from utils.llm import CHARACTERS_PER_TOKEN, Request, Server
+from utils.journal import Records
+from utils.llm import CHARACTERS_PER_TOKEN, Request, Server, SizedIterable
 from utils.pricing import BATCH_DISCOUNT, Budget
 
 
-def forecast(requests: Sequence[Request], journal: Path, server: Server, budget: Budget) -> str:
+@dataclass
+class _Sums:
+    count: int = 0
+    characters: int = 0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    bytes: int = 0
+    live: int = 0
+    seconds: float = 0.0
+
+    def add(self, item: Request, answer: dict[str, Any]) -> None:
+        self.count += 1
+        self.characters += item.characters
+        self.prompt_tokens += answer["prompt_tokens"]
+        self.completion_tokens += answer["completion_tokens"]
+        self.bytes += len(dump_line(answer)) + 30
+        # An answer of the Batch API tells nothing about how long a live one takes.
+        if not answer.get("batch"):
+            self.live += 1
+            self.seconds += answer["seconds"]
+
+
+def forecast(requests: SizedIterable[Request], journal: Path, server: Server, budget: Budget) -> str:
     """Lines that tell what is kept already and what the rest would take.
 
     Means over the answers that the journal holds make the estimates; without any, the prompts' characters
-    and the requests' ``max_tokens`` bound them, and nothing is said about time.
+    and the requests' ``max_tokens`` do, and nothing is said about time.
 
     Args:
         requests: all of them; repeated ones are asked once.
@@ -24,38 +49,45 @@ def forecast(requests: Sequence[Request], journal: Path, server: Server, budget:
         server: for its number of requests at once.
         budget: for its price.
     """
-    known = journal_records(journal)[0] if journal.exists() else {}
-    unique = {item.key: item for item in requests}
-    done = {key: known[key] for key in unique if key in known}
-    todo = [item for key, item in unique.items() if key not in known]
-    lines = [f"{len(requests)} rows: {len(done)} answered already, {len(todo)} to ask"]
-    if not todo:
-        return lines[0]
-    if done:
-        seen = sum(unique[key].characters for key in done)
-        prompt = sum(item.characters for item in todo) * _total(done, "prompt_tokens") / max(1, seen)
-        completion = len(todo) * _total(done, "completion_tokens") / len(done)
-        bound = f"about, by {len(done)} answers"
-    else:
-        prompt, completion = (sum(kind) for kind in zip(*(item.most_tokens for item in todo), strict=True))
-        bound = "at most"
-    lines.append(f"tokens: {prompt:,.0f} in, {completion:,.0f} out ({bound})")
+    done, todo = _Sums(), _Sums()
+    most_tokens, waiting = [0.0, 0.0], open_keys(journal)
+    seen: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        known = stack.enter_context(Records(journal)) if journal.exists() else {}
+        for item in requests:
+            if item.key in seen:
+                continue
+            seen.add(item.key)
+            if item.key in known:
+                done.add(item, known[item.key])
+            elif item.key not in waiting:
+                todo.count += 1
+                todo.characters += item.characters
+                most_tokens = [a + b for a, b in zip(most_tokens, item.most_tokens, strict=True)]
+    open_now = len(seen) - done.count - todo.count
+    lines = [f"{len(requests)} rows: {done.count} answered already, {todo.count} to ask"]
+    if open_now:
+        lines[0] += f", {open_now} in open batches"
+    return "\n".join([*lines, *(_what_it_takes(done, todo, most_tokens, server, budget) if todo.count else ())])
+
+
+def _what_it_takes(done: _Sums, todo: _Sums, most_tokens: list[float], server: Server, budget: Budget) -> Iterable[str]:
+    prompt, completion = most_tokens
+    how = "at most, if a token has four characters"
+    size = 200 * todo.count + CHARACTERS_PER_TOKEN * completion
+    if done.count:
+        prompt = todo.characters * done.prompt_tokens / max(1, done.characters)
+        completion = todo.count * done.completion_tokens / done.count
+        how = f"about, by {done.count} answers"
+        size = todo.count * done.bytes / done.count
+    yield f"tokens: {prompt:,.0f} in, {completion:,.0f} out ({how})"
     price = budget.price
     share = BATCH_DISCOUNT if server.batch else 1.0
-    lines.append("cost: unknown" if price is None else f"cost: ${share * price.of(prompt, completion):.2f} ({bound})")
+    yield "cost: unknown" if price is None else f"cost: ${share * price.of(prompt, completion):.2f} ({how})"
     if server.batch:
-        lines.append("time: within 24 hours, as the Batch API promises")
-    elif done:
-        at_once = min(server.concurrency, len(todo))
-        seconds = len(todo) * _total(done, "seconds") / len(done) / at_once
-        lines.append(f"time: {seconds / 60:.1f} minutes, {at_once} at once")
-    if done:
-        size = len(todo) * sum(len(dump_line(record)) + 30 for record in done.values()) / len(done)
-    else:
-        size = 200 * len(todo) + CHARACTERS_PER_TOKEN * completion
-    lines.append(f"disk: {2 * size / 1e6:.1f} MB, journal and output")
-    return "\n".join(lines)
-
-
-def _total(answers: Mapping[str, Mapping[str, Any]], field: str) -> float:
-    return float(sum(answer[field] for answer in answers.values()))
+        yield "time: within 24 hours, as the Batch API promises"
+    elif done.live:
+        at_once = min(server.concurrency, todo.count)
+        seconds = todo.count * done.seconds / done.live / at_once
+        yield f"time: {seconds / 60:.1f} minutes, {at_once} at once"
+    yield f"disk: {2 * size / 1e6:.1f} MB, journal and output"

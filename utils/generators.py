@@ -63,6 +63,7 @@ class OpenAIGenerator:
         requests, budget = self._requests(prompts), self._budget()
         with Journal(self._journal) as journal:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=budget)
+            answers = [journal[item.key]["text"].strip() if item.key in journal else "" for item in requests]
         if outcome.unasked:
             raise UsageError(
                 f"{outcome.unasked} requests were not sent: {outcome.stopped}; the answers so far are kept, and the "
@@ -74,8 +75,8 @@ class OpenAIGenerator:
                 f"{len(outcome.failures)} of {len(prompts)} requests failed ({'; '.join(reasons[:3])}); "
                 "run the same command again to ask only these"
             )
-        self.facts = outcome.usage() | {"cost": budget.cost}
-        return [outcome.answers[item.key]["text"].strip() for item in requests]
+        self.facts = outcome.usage | {"cost": budget.cost}
+        return answers
 
     def forecast(self, prompts: list[Prompt]) -> str:
         """What `generate` would take: rows, tokens, cost, time, disk."""

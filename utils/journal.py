@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,59 @@ from utils.files import dump_line, locked
 from utils.manifest import digest
 
 
-class Journal:
+class Records(Mapping[str, dict[str, Any]]):
+    """The whole records of a journal by key; memory holds their places, the records stay on the disk.
+
+    A torn last line, whatever the byte, is no record; a damaged line further up is passed over, and told.
+
+    Args:
+        path: the file.
+        made_with: settings that the records depend on. If the file was made with others it holds nothing for us,
+            and that is said. None: the keys alone say what a record depends on.
+
+    Raises:
+        UsageError: answers that somebody may have paid for stand behind a damaged beginning.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
+        self.path = Path(path)
+        self._lines = open(self.path, "rb")
+        self._places, self._size = _places(self.path, made_with)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        self._lines.seek(self._places[key])
+        row: dict[str, Any] = orjson.loads(self._lines.readline())
+        del row["key"]
+        return row
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Journal(Records):
     """Append-only records of finished work, found again by key after a kill.
 
-    Each line is ``{"key": ..., **record}``. A torn last line, whatever the byte, is cut off when the
-    journal is opened: it costs that record and no other. So does a damaged line further up, which is told.
+    Each line is ``{"key": ..., **record}``. What is torn or damaged costs that record and no other.
 
     Args:
         path: the file; made with its folder if missing.
-        made_with: settings that the records depend on. If the file was made with others it is
-            begun anew, and that is said. None: the keys alone say what a record depends on.
+        made_with: as for `Records`; a file made with other settings is begun anew.
         sync_every: seconds between fsyncs, the most a power cut can lose.
 
     Raises:
@@ -34,22 +77,19 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._sync_every, self._synced = sync_every, time.monotonic()
-        self._file = locked(self.path)
-        self.records, self._size = journal_records(self.path, made_with)
+        self._file = locked(Path(path))
+        super().__init__(path, made_with)
         self._file.truncate(self._size)
         if self._size == 0:
             self._write({"made_with": digest(made_with)})
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.records
-
     def append(self, key: str, record: dict[str, Any]) -> None:
         """Keep one finished record."""
-        self.records[key] = record
+        start = self._size
         self._write({"key": key, **record})
+        self._places[key] = start
 
     def _write(self, row: dict[str, Any]) -> None:
         line = memoryview(dump_line(row))
@@ -75,12 +115,7 @@ class Journal:
         if not self._file.closed:
             self.sync()
             self._file.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().close()
 
     def delete(self) -> None:
         """Remove the journal once its records stand in a finished output."""
@@ -88,13 +123,9 @@ class Journal:
         self.close()
 
 
-def journal_records(path: Path, made_with: Any = None) -> tuple[dict[str, dict[str, Any]], int]:
-    """The whole records of a journal by key, and the offset up to which they reach (0: begin anew).
-
-    Raises:
-        UsageError: answers that somebody may have paid for stand behind a damaged beginning.
-    """
-    records: dict[str, dict[str, Any]] = {}
+def _places(path: Path, made_with: Any) -> tuple[dict[str, int], int]:
+    """Offsets of the whole records by key, and the offset up to which they reach (0: begin anew)."""
+    places: dict[str, int] = {}
     size, damaged = 0, 0
     with open(path, "rb") as handle:
         for line in handle:
@@ -106,15 +137,15 @@ def journal_records(path: Path, made_with: Any = None) -> tuple[dict[str, dict[s
                     raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
                 print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
                 return {}, 0
-            key = row.pop("key", None)
+            key = row.get("key")
             if isinstance(key, str):
-                records[key] = row
+                places[key] = size
             elif size:
                 damaged += 1
             size += len(line)
     if damaged:
         print(f"{path}: {damaged} damaged lines passed over", file=sys.stderr)
-    return records, size
+    return places, size
 
 
 def _parse(line: bytes) -> dict[str, Any]:

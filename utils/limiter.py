@@ -13,7 +13,7 @@ LONGEST_PAUSE = 600.0  # seconds; a server that asks for more is asked again all
 class Limiter:
     """More requests at once while the server keeps up, half as many when it says 429, none while it asks for a pause.
 
-    Grows by one a success until the first 429, then by one a round, never above ``most``.
+    Grows by two a success until the first 429, then by one a round, never above ``most``.
     """
 
     START = 8
@@ -31,7 +31,7 @@ class Limiter:
     async def __aexit__(self, *_: object) -> None:
         async with self._changed:
             self._open -= 1
-            self._changed.notify_all()
+            self._changed.notify(max(0, self.limit - self._open))
 
     @property
     def pause(self) -> float:
@@ -48,7 +48,9 @@ class Limiter:
             self.limit, self._slow, self._shrunk, self._successes = max(1, self.limit // 2), True, now, 0
         elif status < 400:
             self._successes += 1
-            if not self._slow or self._successes >= self.limit:
+            if not self._slow:
+                self.limit = min(self.most, self.limit + 2)
+            elif self._successes >= self.limit:
                 self.limit, self._successes = min(self.most, self.limit + 1), 0
 
 

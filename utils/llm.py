@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from utils.batch import Batches
+from utils.batch import Batches, refuse_open
 from utils.config import UsageError, printable
 from utils.journal import Journal
 from utils.manifest import digest
 from utils.pricing import Budget
+from utils.spending import Spending
 from utils.window import Window
 
 CHARACTERS_PER_TOKEN = 4  # of English
+SHORTEST_SECRET = 8
+Item = TypeVar("Item", covariant=True)
+
+
+class SizedIterable(Sized, Iterable[Item], Protocol[Item]):
+    """What can be counted and gone through more than once; it need not be in memory."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Request:
 
     payload: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of everything that decides the answer; equal requests are asked once."""
         return digest(self.payload)
@@ -45,34 +53,37 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What came of a set of requests.
+    """What came of a set of requests; the answers themselves are in the journal.
 
     Attributes:
-        answers: by request key, those of earlier calls included.
         failures: reasons by request key.
         unasked: requests that were left for another call.
         stopped: why they were.
+        answered: requests with an answer, those of earlier calls included.
         asked: answers of this call.
         tokens: new tokens of this call's answers.
+        usage: prompt and completion tokens of all answers, those of earlier calls included.
     """
 
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     unasked: int = 0
     stopped: str = ""
+    answered: int = 0
     asked: int = 0
     tokens: int = 0
+    usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
 
-    def keep(self, key: str, answer: dict[str, Any]) -> None:
-        """Take an answer that has just come."""
-        self.answers[key] = answer
+    def known(self, answer: Mapping[str, Any]) -> None:
+        """Count an answer that an earlier call has brought."""
+        self.answered += 1
+        for kind in self.usage:
+            self.usage[kind] += answer[kind]
+
+    def keep(self, answer: Mapping[str, Any]) -> None:
+        """Count an answer that has just come."""
+        self.known(answer)
         self.asked += 1
         self.tokens += answer["completion_tokens"]
-
-    def usage(self) -> dict[str, int]:
-        """Tokens of all answers, those of earlier calls included."""
-        kinds = ("prompt_tokens", "completion_tokens")
-        return {kind: sum(answer[kind] for answer in self.answers.values()) for kind in kinds}
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,9 @@ class Server:
         """What a server said as one line: without the key it may repeat, and nothing that steers a terminal."""
         text = f"{type(said).__name__}: {said}" if isinstance(said, Exception) else str(said)
         text = " ".join(printable(text).split())
-        return (text.replace(self.api_key, "***") if self.api_key else text)[:300]
+        # A short key is no secret, such as the "none" of a server that wants none, and may stand in any word.
+        secret = self.api_key if self.api_key and len(self.api_key) >= SHORTEST_SECRET else None
+        return (text.replace(secret, "***") if secret else text)[:300]
 
 
 def request(model: str, prompt: str | list[dict[str, str]], stop: Sequence[str] = (), **parameters: Any) -> Request:
@@ -112,7 +125,7 @@ def request(model: str, prompt: str | list[dict[str, str]], stop: Sequence[str] 
 
 
 def ask_all(
-    requests: Sequence[Request],
+    requests: SizedIterable[Request],
     server: Server,
     journal: Journal,
     desc: str,
@@ -126,33 +139,51 @@ def ask_all(
     requests in flight finish, the second drops them. With ``server.batch`` the Batch API does the work.
 
     Args:
-        requests: in any order; repeated ones are asked once.
+        requests: gone through twice, so that they may be built as they are needed; repeated ones are asked once.
         server: endpoint and limits.
-        journal: finished answers by request key.
+        journal: finished answers by request key: ``{text, finish_reason, prompt_tokens, completion_tokens, model,
+            seconds, attempts}``.
         desc: text of the progress bar.
         accept_any: take empty, filtered and cut-off answers as they are, which is right for a reader
             under test; otherwise they are failures, which is right for rationales.
         budget: counts what all answers cost, those of earlier calls included, and stops at its limit.
 
-    Returns:
-        Answers ``{text, finish_reason, prompt_tokens, completion_tokens, model, seconds, attempts}`` and failures.
-
     Raises:
-        UsageError: no key for the default endpoint, a refused key, an unknown model or address.
+        UsageError: no key for the default endpoint, a refused key, an unknown model or address, or a live call
+            for what is in an open batch.
         KeyboardInterrupt: a signal came, and what was in flight is kept.
     """
-    budget = budget or Budget()
-    unique = {item.key: item for item in requests}
-    outcome = Outcome({key: journal.records[key] for key in unique if key in journal})
-    for answer in outcome.answers.values():
-        budget.add(answer)
-    todo = [item for key, item in unique.items() if key not in journal]
-    if not todo:
+    outcome, spending = Outcome(), Spending(journal, budget or Budget())
+    wanted = _look_up(requests, journal, outcome, spending)
+    left = {key for key in wanted if key not in journal}
+    if not left:
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
-    with tqdm(total=len(unique), initial=len(unique) - len(todo), desc=desc, unit="request") as bar:
+    if not server.batch:
+        refuse_open(journal.path, left)
+    with tqdm(total=len(wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
         way = Batches if server.batch else Window
-        way(server, journal, outcome, accept_any, budget).ask(todo, bar)
-    outcome.unasked = len(unique) - len(outcome.answers) - len(outcome.failures)
+        way(server, journal, outcome, accept_any, spending).ask(_each_once(requests, set(left)), bar)
+    outcome.unasked = sum(key not in journal and key not in outcome.failures for key in left)
     return outcome
+
+
+def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, spending: Spending) -> set[str]:
+    """Keys of the requests; answers that are there already are counted."""
+    wanted: set[str] = set()
+    for item in requests:
+        if item.key in wanted:
+            continue
+        wanted.add(item.key)
+        spending.recall(item.key)
+        if item.key in journal:
+            outcome.known(journal[item.key])
+    return wanted
+
+
+def _each_once(requests: Iterable[Request], keys: set[str]) -> Iterator[Request]:
+    for item in requests:
+        if item.key in keys:
+            keys.remove(item.key)
+            yield item

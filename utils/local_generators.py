@@ -54,7 +54,7 @@ class LocalGenerator(ABC):
                 lambda part: [{"text": text} for text in self._answer([prompt for _, prompt in part])],
                 "generate",
             )
-            return [journal.records[key]["text"] for key in keys]
+            return [journal[key]["text"] for key in keys]
 
     @abstractmethod
     def _answer(self, prompts: list[Prompt]) -> list[str]:

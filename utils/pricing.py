@@ -35,6 +35,7 @@ class Budget:
     def __init__(self, price: Price | None = None, limit: float = 0.0) -> None:
         self.price, self.limit = price, limit
         self._dollars = 0.0
+        self._uncounted = 0
 
     @classmethod
     def for_model(cls, prices: Mapping[str, Sequence[float]], model: str, limit: float) -> Budget:
@@ -59,8 +60,13 @@ class Budget:
     def add(self, answer: Mapping[str, Any]) -> None:
         """Count one answer, a new one or one that an earlier run paid for."""
         if self.price:
-            full = self.price.of(answer["prompt_tokens"], answer["completion_tokens"])
-            self._dollars += full * (BATCH_DISCOUNT if answer.get("batch") else 1.0)
+            tokens = answer["prompt_tokens"], answer["completion_tokens"]
+            self._dollars += self.price.of(*tokens) * (BATCH_DISCOUNT if answer.get("batch") else 1.0)
+            self._uncounted += not any(tokens)
+
+    def batch_cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Dollars of so many tokens through the Batch API; 0 where the price is unknown."""
+        return BATCH_DISCOUNT * self.price.of(prompt_tokens, completion_tokens) if self.price else 0.0
 
     @property
     def cost(self) -> float | None:
@@ -68,9 +74,18 @@ class Budget:
         return None if self.price is None else self._dollars
 
     @property
-    def spent(self) -> bool:
-        """Whether the limit is reached."""
-        return bool(self.limit) and (self.cost or 0.0) >= self.limit
+    def exceeded(self) -> str:
+        """Why nothing more may be asked; empty while it may."""
+        if not self.limit:
+            return ""
+        if self._uncounted:
+            return f"--max_cost cannot be held: the server does not count the tokens of its answers ({self})"
+        if self._dollars >= self.limit:
+            return f"the answers have cost {self} of --max_cost {self.limit:g}"
+        return ""
 
     def __str__(self) -> str:
-        return "cost unknown" if self.cost is None else f"${self.cost:.4f}"
+        if self.cost is None:
+            return "cost unknown"
+        unknown = f" and {self._uncounted} answers of unknown cost" if self._uncounted else ""
+        return f"${self.cost:.4f}{unknown}"

@@ -63,20 +63,10 @@ def retrieve(
 
     with Journal(output.with_suffix(".journal.jsonl"), made_with=phase.key) as journal:
         resume(journal, questions, lambda row: row.id, args.retrieval_batch_size, work, "retrieve")
-        found = [journal.records[row.id] for row in questions]
-        ids = write_passages(retriever, sorted({row for record in found for row in record["rows"]}), output)
-        write_lines(
-            output,
-            (
-                Candidates(
-                    **question.model_dump(),
-                    passage_ids=[ids[row] for row in record["rows"]],
-                    scores=record["scores"],
-                )
-                for question, record in zip(questions, found, strict=True)
-            ),
-        )
-        short = sum(len(record["rows"]) < topk for record in found)
+        rows = {row for question in questions for row in journal[question.id]["rows"]}
+        ids = write_passages(retriever, sorted(rows), output)
+        write_lines(output, (_candidates(question, journal[question.id], ids) for question in questions))
+        short = sum(len(journal[question.id]["rows"]) < topk for question in questions)
         phase.finish(
             len(questions),
             dropped,
@@ -84,6 +74,11 @@ def retrieve(
             facts={"passages": len(ids), f"questions with fewer than {topk}": short},
         )
         journal.delete()
+
+
+def _candidates(question: Question, record: dict[str, Any], ids: Mapping[int, str]) -> Candidates:
+    passage_ids = [ids[row] for row in record["rows"]]
+    return Candidates(**question.model_dump(), passage_ids=passage_ids, scores=record["scores"])
 
 
 def write_passages(retriever: FlatRetriever, rows: list[int], output: Path) -> dict[int, str]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -18,13 +18,14 @@ from utils.completion import UnusableError, read_completion
 from utils.config import UsageError
 from utils.journal import Journal
 from utils.limiter import Limiter
-from utils.pricing import Budget
+from utils.spending import Spending
 
 if TYPE_CHECKING:
     from utils.llm import Outcome, Request, Server
 
 # Failures that every further request would meet too.
 FATAL = {401, 403, 404}
+TOO_MANY = 429
 OUT_OF_MONEY = "insufficient_quota"  # OpenAI's 429 that no waiting mends
 PATIENCE = 20  # failures in a row, over all requests, before asking stops
 
@@ -32,28 +33,31 @@ PATIENCE = 20  # failures in a row, over all requests, before asking stops
 class Window:
     """Workers that share one queue, so that a slow request holds up only its worker.
 
-    A request that the server refuses as too many (429) after the openai library's own retries goes back to the
-    end of the queue. After `PATIENCE` failures without an answer between them nothing more is sent: the server
+    A request that the server refuses as too many (429) after the openai library's own retries is asked again
+    after all others. After `PATIENCE` failures without an answer between them nothing more is sent: the server
     is down, or the settings suit no request, and the rest is left for the next call.
     """
 
-    def __init__(self, server: Server, journal: Journal, outcome: Outcome, accept_any: bool, budget: Budget) -> None:
+    def __init__(
+        self, server: Server, journal: Journal, outcome: Outcome, accept_any: bool, spending: Spending
+    ) -> None:
         self._server, self._journal, self._outcome = server, journal, outcome
-        self._accept_any, self._budget = accept_any, budget
+        self._accept_any, self._spending = accept_any, spending
         self._limiter = Limiter(server.concurrency)
-        self._queue: deque[Request] = deque()
+        self._fresh: Iterator[Request] = iter(())
+        self._again: deque[Request] = deque()
         self._failed_in_a_row = 0
         self._refusal: str | None = None
         self.signalled = False
 
-    def ask(self, todo: list[Request], bar: tqdm) -> None:
+    def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
         """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes.
 
         Raises:
             UsageError: a refused key, an unknown model or address, no money left.
             KeyboardInterrupt: a signal came, and what was in flight is kept.
         """
-        self._queue.extend(todo)
+        self._fresh = iter(todo)
         try:
             asyncio.run(self._run(bar))
         except asyncio.CancelledError:
@@ -65,8 +69,7 @@ class Window:
 
     @property
     def _stopping(self) -> bool:
-        if self._budget.spent:
-            self._outcome.stopped = f"the answers have cost {self._budget} of --max_cost {self._budget.limit:g}"
+        self._outcome.stopped = self._outcome.stopped or self._spending.budget.exceeded
         return bool(self.signalled or self._outcome.stopped or self._refusal)
 
     async def _run(self, bar: tqdm) -> None:
@@ -84,8 +87,7 @@ class Window:
         )
         async with client_of as client:
             with self._signals(asyncio.current_task()):
-                workers = min(self._server.concurrency, len(self._queue))
-                await asyncio.gather(*(self._work(client, bar) for _ in range(workers)))
+                await asyncio.gather(*(self._work(client, bar) for _ in range(self._server.concurrency)))
 
     @contextlib.contextmanager
     def _signals(self, task: asyncio.Task[Any] | None) -> Iterator[None]:
@@ -111,46 +113,53 @@ class Window:
             async with self._limiter:
                 while (pause := self._limiter.pause) and not self._stopping:
                     await asyncio.sleep(min(pause, 0.5))
-                if self._stopping or not self._queue:
+                item = None if self._stopping else self._next()
+                if item is None:
                     return
-                item = self._queue.popleft()
                 again = await self._try(client, item)
             if again:
-                self._queue.append(item)
+                self._again.append(item)
             else:
                 bar.update()
             outcome = self._outcome
             bar.set_postfix_str(
-                f"{len(outcome.failures)} failed, {outcome.tokens} tokens, {self._budget}, "
+                f"{len(outcome.failures)} failed, {outcome.tokens} tokens, {self._spending.budget}, "
                 f"{self._limiter.limit} at once",
                 refresh=False,
             )
+
+    def _next(self) -> Request | None:
+        return next(self._fresh, None) or (self._again.popleft() if self._again else None)
 
     async def _try(self, client: Any, item: Request) -> bool:
         """Ask once and keep what came; True if the request should come back later."""
         import openai
 
+        counts = True  # as a sign that nothing can be had of this server
         try:
             answer = await self._answer(client, item)
         except openai.APIStatusError as error:
             status = error.status_code
+            counts = status not in (400, 422)
             reason = f"{status} {self._server.clean(error)}"
             if status in FATAL or error.code == OUT_OF_MONEY:
                 self._refusal = f"{self._server.base_url or 'the default endpoint'} refuses: {reason}"
         except (openai.OpenAIError, UnusableError) as error:
-            reason, status = self._server.clean(f"{type(error).__name__}: {error}"), 0
+            reason, status = self._server.clean(error), 0
+            counts = not (isinstance(error, UnusableError) and error.answer)
         else:
             self._failed_in_a_row = 0
-            self._outcome.failures.pop(item.key, None)
-            self._outcome.keep(item.key, answer)
-            self._journal.append(item.key, answer)
-            self._budget.add(answer)
+            self._spending.answer(item.key, answer)
+            self._outcome.keep(answer)
             return False
-        self._outcome.failures[item.key] = reason
-        self._failed_in_a_row += 1
+        # Where no request has been answered yet, the settings may suit none: that is worth stopping for.
+        self._failed_in_a_row += counts or not self._outcome.answered
         if self._failed_in_a_row >= PATIENCE:
             self._outcome.stopped = f"the last {PATIENCE} requests all failed ({reason})"
-        return status == 429
+        if status == TOO_MANY:
+            return True
+        self._outcome.failures[item.key] = reason
+        return False
 
     async def _answer(self, client: Any, item: Request) -> dict[str, Any]:
         started, attempts = time.monotonic(), 0
@@ -161,7 +170,8 @@ class Window:
             try:
                 answer = read_completion(raw.content, self._accept_any)
             except UnusableError as error:
-                self._budget.add(error.answer)
+                if error.answer:
+                    self._spending.unusable(item.key, error.answer)
                 if error.retry and left:
                     continue
                 raise
