@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FATAL = {401, 403, 404}
 TOO_MANY = 429
 OUT_OF_MONEY = "insufficient_quota"  # OpenAI's 429 that no waiting mends
+# The body as it came, and the number of tries. The library's create() gives them too, but takes twice the CPU time,
+# because it goes through the types of every field on each call.
+RAW = {"headers": {"X-Stainless-Raw-Response": "true"}}
 PATIENCE = 20  # failures in a row, over all requests, before asking stops
 
 
@@ -163,9 +166,9 @@ class Window:
 
     async def _answer(self, client: Any, item: Request) -> dict[str, Any]:
         started, attempts = time.monotonic(), 0
-        kind = client.chat.completions if "messages" in item.payload else client.completions
+        path = "/chat/completions" if "messages" in item.payload else "/completions"
         for left in reversed(range(self._server.max_retries + 1)):
-            raw = await kind.with_raw_response.create(**item.payload)
+            raw = await client.post(path, body=item.payload, cast_to=object, options=RAW)
             attempts += 1 + raw.retries_taken
             try:
                 answer = read_completion(raw.content, self._accept_any)
