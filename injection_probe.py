@@ -16,9 +16,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.config import phase_arguments, run_main
+from utils.config import UsageError, phase_arguments, run_main, settings_of
 from utils.devices import select_devices
 
+SETTINGS = ("framework", "base_url", "quantization", "max_tokens", "max_input_tokens", "stop", "seed", "prompts")
 EXTRA = [("--probes", {"type": Path, "default": Path(__file__).with_name("probes") / "injection.yaml"})]
 
 
@@ -31,14 +32,18 @@ def main() -> None:
 
     from utils.classes import NO_GENERATOR, generator_name, reranker_name
     from utils.files import atomic, file_name
+    from utils.generators import LOCAL_FRAMEWORKS
     from utils.manifest import Phase
     from utils.probe import read_probes, reader_rows, reranker_rows
 
     attacks, probes = read_probes(args.probes)
     generator, ranker = generator_name(args), reranker_name(args)
     output = Path(args.save_dir) / f"injection_{file_name(generator)}_{file_name(ranker)}.json"
-    inputs = [args.probes, *([args.rerank_model_path] if args.rerank_model_path else [])]
-    phase = Phase(output, inputs, {"framework": args.framework, "generator": generator, "prompts": args.prompts})
+    if args.framework == NO_GENERATOR and not args.rerank_model_path:
+        raise UsageError("nothing to probe: --framework names a reader, --rerank_model_path a reranker")
+    local = [args.model_path] if args.framework in LOCAL_FRAMEWORKS else []
+    inputs = [args.probes, *local, *([args.rerank_model_path] if args.rerank_model_path else [])]
+    phase = Phase(output, inputs, settings_of(args, *SETTINGS) | {"generator": generator})
     found: dict[str, list[dict[str, Any]]] = {}
     if args.framework != NO_GENERATOR:
         found["reader"] = reader_rows(attacks, probes, _reader(args))
@@ -59,7 +64,7 @@ def _reader(args: Any) -> Any:
     from utils.prompts import RagPrompt
 
     generator = make_generator(args)
-    prompt = RagPrompt(args.prompts, args.max_input_tokens, generator.count_tokens)
+    prompt = RagPrompt(args.prompts, args.max_input_tokens, generator.count_tokens, generator.defuse)
     return lambda jobs: generator.generate([prompt.build(question, passages) for question, passages in jobs])
 
 

@@ -61,8 +61,9 @@ def main() -> None:
     if args.framework in LOCAL_FRAMEWORKS:
         inputs.append(args.model_path)
     phase = Phase(output / "intermediate_data.json", inputs, outcome_settings(args))
-    if phase.is_done(args.overwrite):
-        print((output / "metric_score.txt").read_text(), end="")
+    summary = output / "metric_score.txt"
+    if phase.is_done(args.overwrite) and summary.exists():
+        print(summary.read_text(), end="")
         return
     pipeline = RagPipeline(questions, args)
     if args.dry_run:

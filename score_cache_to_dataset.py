@@ -30,8 +30,6 @@ def main() -> None:
     args = phase_arguments(__doc__, ["fusion"], extra=EXTRA)
     if args.sampling not in SAMPLERS:
         raise UsageError(f"--sampling {args.sampling!r} is none of {', '.join(SAMPLERS)}")
-    if not 0 <= args.reason_weight <= 1:
-        raise UsageError(f"--reason_weight {args.reason_weight} must lie between 0 and 1")
 
     from utils.passages import passages_path
     from utils.training_data import write_training_file

@@ -105,8 +105,8 @@ def test_extends_lays_a_profile_over_another(tmp_path):
         ("rag: {rerank_topk: many}", "rag.rerank_topk must be int, not 'many'"),
         ("rag: {rerank_use_fp16: 1}", "rag.rerank_use_fp16 must be bool"),
         ("- a list", "must be a mapping"),
-        ("rag: [", "is not valid YAML"),
-        ("common: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("rag: [", "p.yaml:1:7: not valid YAML"),
+        ("common: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
 def test_a_bad_profile_is_told(tmp_path, text, message):

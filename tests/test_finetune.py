@@ -1,11 +1,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
-from conftest import SUBJECTS, write_jsonl
+from conftest import ROOT, SUBJECTS, write_jsonl
 
 from utils.config import load_config
 
@@ -143,6 +146,51 @@ def test_what_other_settings_left_is_not_gone_on_with(finetune, tmp_path):
     assert "going on from" not in result.stdout
 
 
+def test_the_manifest_of_an_earlier_model_does_not_cover_the_next(tmp_path):
+    """Between the two renames of a training with other settings, a kill must leave what the next call understands."""
+    from utils.finetune import put_in_place
+
+    unfinished, output, manifest = (tmp_path / name for name in ("m.unfinished", "m", "m.manifest.json"))
+    for folder, text in ((unfinished, "new"), (output, "old")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(text)
+    (unfinished / ".trained").touch()
+    manifest.write_text("{}")
+    put_in_place(unfinished, output, manifest)
+    assert (output / "model.safetensors").read_text() == "new"
+    assert (output / ".trained").exists()
+    assert not manifest.exists()
+
+
+def test_space_counts_either_kind_of_weights(tmp_path):
+    from utils.finetune import space_needed
+
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 50)
+    assert space_needed(tmp_path) == 500
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 30)
+    assert space_needed(tmp_path) == 300
+
+
+WORKER = """
+import os, subprocess, sys, time
+worker = "import os; from utils.train_reranker import end_with; end_with(int(os.environ['PARENT']))"
+child = subprocess.Popen([sys.executable, "-c", worker], env=os.environ | {"PARENT": str(os.getpid())})
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_training_ends_with_a_parent_that_nobody_buries(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", WORKER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(1)
+    parent.kill()  # and it is not waited for: a zombie
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running()
+    assert parent.wait() == -signal.SIGKILL
+
+
 def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
     from utils.finetune import checkpoint_to_resume
 
@@ -158,7 +206,7 @@ def test_two_trainings_into_one_folder_are_refused(finetune, tmp_path):
     from utils.files import locked
 
     (tmp_path / "checkpoints").mkdir()
-    with locked(tmp_path / "checkpoints/new.lock"):
+    with locked(tmp_path / "checkpoints/new.unfinished.lock"):
         result = finetune(rows=groups(4))
     assert (result.returncode, "is being written by another run" in result.stderr) == (2, True)
 

@@ -127,6 +127,7 @@ def args(tiny_llama, tmp_path):
         seed=1,
         prices={},
         max_cost=0.0,
+        max_failures=0.0,
         save_dir=str(tmp_path / "output"),
         gpu_memory_utilization=0.5,
     )

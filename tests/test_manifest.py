@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
+from utils.files import lock_path, locked
 from utils.manifest import Phase
 from utils.provenance import commit, machine
 
@@ -210,3 +211,21 @@ def test_a_read_only_folder_leaves_the_old_output_and_a_plain_message(llm_server
     assert "Traceback" not in result.stderr
     assert (folder / "train_with_reason.jsonl").read_text() == "old"
     assert os.listdir(folder) == ["train_with_reason.jsonl"]
+
+
+def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
+    """The kill came between the manifest and the removal; a run that is at work keeps what is its."""
+    output, journal, folder = tmp_path / "out.jsonl", tmp_path / "out.journal.jsonl", tmp_path / "out.shards"
+    output.write_text("{}")
+    phase = Phase(output, [], {}, scratch=[journal, folder, tmp_path / "never made"])
+    phase.finish(1)
+    folder.mkdir()
+    journal.write_text("left")
+    (folder / "0.npy").write_text("left")
+    with locked(journal), locked(lock_path(folder)):
+        assert phase.is_done(overwrite=False)
+        assert journal.exists()
+        assert folder.exists()
+    assert phase.is_done(overwrite=False)
+    assert not journal.exists()
+    assert not folder.exists()

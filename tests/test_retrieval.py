@@ -59,13 +59,21 @@ def test_neighbours_that_do_not_exist_are_left_out(retrieval_args, mmap):
     assert min(scores[0]) > -2
 
 
-def test_faiss_uses_every_core_after_flashrag_is_imported():
-    import faiss
+THREADS = """
+import faiss, torch
+before = torch.get_num_threads(), faiss.omp_get_max_threads()
+import utils.flashrag_parts
+print(before == (torch.get_num_threads(), faiss.omp_get_max_threads()), before)
+"""
 
-    import utils.retriever  # noqa: F401
-    from utils.devices import usable_cores
 
-    assert faiss.omp_get_max_threads() == usable_cores()
+def test_flashrag_takes_no_threads_away():
+    """From torch, which encodes and reranks, as little as from faiss, which searches."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("True")
 
 
 def test_flashrag_still_pads_and_cuts(retrieval_args):

@@ -179,6 +179,32 @@ def test_mistakes_are_told(rag, flags, message):
     assert "Traceback" not in result.stderr
 
 
+def test_answers_that_cannot_be_had_are_counted_if_that_is_allowed(rag, tmp_path):
+    rows = questions(6)
+    rows[1]["question"] = "[status 400] why"
+    write_jsonl(tmp_path / "dataset/own/test.jsonl", rows)
+    refused = rag("--max_failures", "0.1")
+    assert (refused.returncode, "1 of 6 requests failed (400" in refused.stderr) == (2, True)
+    allowed = rag("--max_failures", "0.2")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "1 of 6 questions have no answer" in allowed.stdout
+    folder = tmp_path / "output/own_test_none_gpt-4o-mini"
+    found = json.loads((folder / "intermediate_data.json").read_text())
+    assert [row["output"]["pred"] == "" for row in found] == [i == 1 for i in range(6)]
+    assert found[1]["output"]["metric_score"]["em"] == 0
+    manifest = json.loads((folder / "intermediate_data.json.manifest.json").read_text())
+    assert manifest["facts"]["questions without an answer"] == 1
+
+
+def test_a_lost_summary_is_written_again(rag, tmp_path):
+    assert rag().returncode == 0
+    summary = tmp_path / "output/own_test_none_gpt-4o-mini/metric_score.txt"
+    text = summary.read_text()
+    summary.unlink()
+    again = rag()
+    assert (again.returncode, summary.read_text()) == (0, text)
+
+
 def test_a_dry_run_tells_the_price_of_the_answers_and_asks_nothing(rag, tmp_path):
     early = rag("--dry_run")
     assert (early.returncode, "run the same with --framework none" in early.stderr) == (2, True)

@@ -190,7 +190,7 @@ def test_a_bad_cache_is_a_clear_error_and_leaves_no_file(tmp_path, case):
 
 def test_a_weight_or_topk_that_cannot_work_is_refused(run_script, tmp_path):
     for flags, message in (
-        (["--reason_weight", "1.5"], "between 0 and 1"),
+        (["--reason_weight", "1.5"], "at least 0 and at most 1"),
         (["--fusion_topk", "10"], "needs --fusion_topk 19"),
         (["--sampling", "best"], "none of shift, iteration, shift_all_neg"),
     ):

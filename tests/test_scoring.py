@@ -5,6 +5,7 @@ import pytest
 from conftest import SUBJECTS, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
+from utils.files import lock_path, locked
 from utils.rationale import scored_text
 from utils.rows import Rationale
 from utils.scoring import retrieval_scores, score_rationales
@@ -155,3 +156,32 @@ def test_bge_m3_runs_through_flagembedding(inputs, args, tiny_bge_m3):
         query = encode(f"{doc['question']}. {doc['golden_answers']}. since {doc['id']} says so")
         expected = sorted((float(encode(inputs.texts[pid]) @ query) for pid in doc["passage_ids"]), reverse=True)
         np.testing.assert_allclose(row["scores"], expected, atol=1e-5)
+
+
+def test_two_runs_of_one_dataset_are_refused(inputs, args):
+    (inputs.folder / "embeddings").mkdir()
+    with (
+        locked(lock_path(inputs.folder / "embeddings")),
+        pytest.raises(UsageError, match="is being written by another run"),
+    ):
+        score(inputs, args)
+
+
+def test_progress_of_other_inputs_does_not_outlive_their_rows(inputs, args, monkeypatch):
+    """A kill between the new rows' file and its first progress: the old progress told of the old rows."""
+    import utils.scoring
+
+    def end(_):
+        raise KeyboardInterrupt
+
+    scratch = inputs.folder / "embeddings"
+    scratch.mkdir()
+    (scratch / "passages.done").write_text("another key 7")
+    (scratch / "passages.npy").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.scoring, "reserve", end)
+        with pytest.raises(KeyboardInterrupt):
+            score(inputs, args)
+    assert not (scratch / "passages.done").exists()
+    expected = score(inputs, args)
+    assert score(inputs, args, "again.jsonl") == expected

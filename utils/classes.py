@@ -82,14 +82,16 @@ class RagPipeline:
         if name == ORACLE:
             return self._oracle(retrieved)
         output = self._ranking_path(retrieved)
-        phase = Phase(output, [retrieved, args.rerank_model_path], settings_of(args, *RERANK_SETTINGS))
+        journal_path = output.with_suffix(".journal.jsonl")
+        inputs = [retrieved, args.rerank_model_path]
+        phase = Phase(output, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
         if phase.is_done(args.overwrite):
             return output
         from utils.reranker import LengthSortedReranker
 
-        reranker = LengthSortedReranker(args)
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
+        reranker = LengthSortedReranker(args, pairs=sum(len(row.passage_ids) for row in candidates))
 
         def work(chunk: list[Candidates]) -> list[dict[str, Any]]:
             docs = [[{"id": pid, "contents": texts[pid]} for pid in row.passage_ids] for row in chunk]
@@ -99,7 +101,7 @@ class RagPipeline:
                 for found, score in zip(ranked, scores, strict=True)
             ]
 
-        with Journal(output.with_suffix(".journal.jsonl"), made_with=phase.key) as journal:
+        with Journal(journal_path, made_with=phase.key) as journal:
             resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
             write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
             phase.finish(len(candidates))
@@ -158,7 +160,7 @@ class RagPipeline:
     def _prompts(self, generator: Generator, passages: Sequence[list[str]]) -> list[Prompt]:
         from utils.prompts import RagPrompt
 
-        prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens)
+        prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens, generator.defuse)
         prompts = [
             prompt.build(row.question, texts[: self.args.rerank_topk])
             for row, texts in zip(self.questions, passages, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import json
 import os
 import re
 import sys
@@ -18,12 +19,24 @@ from typing import Any
 
 import yaml
 
+from utils.bounds import faults
+
 BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
 SECRETS = ("api_key",)
+SECRET_FLAGS = tuple(f"--{name}" for name in SECRETS)
 FREE_SECTION = "prices"  # the user's own keys
-# Faults of the machine that are no faults of the program.
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Faults of disk, rights and paths, which are no faults of the program.
+MENDABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
 
 
 class UsageError(Exception):
@@ -118,6 +131,10 @@ def phase_arguments(
         check_plain_name(f"--{key}", getattr(args, key, "train"))
     if "api_key" in vars(args) and not any(a.startswith("--api_key") for a in argv or sys.argv[1:]):
         args.api_key = os.environ.get("OPENAI_API_KEY") or args.api_key
+    if getattr(args, "api_key", None) is not None:
+        args.api_key = str(args.api_key)  # YAML reads one of digits as a number
+    for fault in faults(vars(args), args.prompts):
+        raise UsageError(fault)
     return args
 
 
@@ -126,7 +143,7 @@ def _hide_key() -> None:
     words, kept, key = sys.argv[1:], [], None
     while words:
         name, equals, value = words.pop(0).partition("=")
-        if name.lstrip("-") not in SECRETS:
+        if name not in SECRET_FLAGS:
             kept.append(name + equals + value)
         elif equals or words:
             key = value if equals else words.pop(0)
@@ -208,6 +225,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
         raise UsageError(f"{path} is missing (there are: {there})") from None
+    except yaml.MarkedYAMLError as error:
+        # Its own text shows the faulty line, which may hold a key.
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UsageError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
         raise UsageError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -236,8 +258,17 @@ def _flag_type(default: Any) -> Any:
     if isinstance(default, bool):
         return _boolean
     if isinstance(default, list):
-        return lambda text: yaml.safe_load(text) if text.startswith("[") else [text]
+        return _strings
     return str if default is None else type(default)
+
+
+def _strings(text: str) -> list[str]:
+    """A JSON list of strings, or one string as it stands: "[/INST]" is one."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else [text]
 
 
 def _boolean(text: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config import UsageError
+from utils.cpu_engine import fastest
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 
 Embeddings = NDArray[np.float32]
@@ -38,6 +39,7 @@ class TextEncoder:
         half: fp16, on a GPU only: bf16 on a CPU moves cosines by 2e-3, more than neighbours differ.
         prefix: put before every text, such as e5's "query: ".
         trust: run code that the model brings.
+        texts: about how many will be encoded: many are worth the time of `utils.cpu_engine`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TextEncoder:
         half: bool = False,
         prefix: str = "",
         trust: bool = False,
+        texts: int = 0,
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
@@ -59,11 +62,14 @@ class TextEncoder:
         self.pooling, self.prefix = pooling, prefix
         self._fits = sys.maxsize  # texts at once, as far as is known
         self._half = half_precision() if half and torch_device() == "cuda" else None
+        if pooling != "pooler":
+            self.model = fastest(self.model, self.tokenizer, "last_hidden_state", texts)
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
         """Normalised float32 rows of shape ``(texts, dimension)``, in the order of ``texts``."""
         import torch
-        from flashrag.retriever.utils import pooling
+
+        from utils.flashrag_parts import pooling
 
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
 
@@ -77,7 +83,7 @@ class TextEncoder:
             ).to(self.model.device)
             output = self.model(**inputs)
             pooled = pooling(
-                output.get("pooler_output"), output.last_hidden_state, inputs["attention_mask"], self.pooling
+                getattr(output, "pooler_output", None), output.last_hidden_state, inputs["attention_mask"], self.pooling
             )
             rows[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
 
@@ -110,8 +116,8 @@ class BgeM3Encoder:
         return np.asarray(found["dense_vecs"], dtype=np.float32)
 
 
-def make_scorer(args: argparse.Namespace) -> Encoder:
-    """The encoder of rationale scores that the ``scoring`` section names.
+def make_scorer(args: argparse.Namespace, texts: int) -> Encoder:
+    """The encoder of rationale scores that the ``scoring`` section names, for about so many texts.
 
     Raises:
         UsageError: ``scorer`` is neither ``bge-m3`` nor ``encoder``, or the model cannot be had.
@@ -125,5 +131,6 @@ def make_scorer(args: argparse.Namespace) -> Encoder:
             args.scorer_pooling_method,
             args.scorer_use_fp16,
             trust=args.model_path in args.trust_remote_code,
+            texts=texts,
         )
     raise UsageError(f"--scorer {args.scorer!r} is neither bge-m3 nor encoder")

@@ -242,9 +242,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _is_running(left.name.split(".")[-2]):
-            left.unlink(missing_ok=True)
+    remove_torn(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(aside, "wb") as handle:
@@ -255,6 +253,18 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_torn(path: Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` have left aside."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _is_running(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+
+
+def lock_path(folder: Path) -> Path:
+    """The file to lock for work in a folder."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def locked(path: Path) -> FileIO:

@@ -19,11 +19,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import half_precision, local_model, longest_input, pretrained, select_devices, torch_device
-from utils.files import locked, parse_row, read_jsonl, require_space, sync_folder
+from utils.files import lock_path, locked, parse_row, read_jsonl, require_space, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
 
@@ -58,15 +59,14 @@ def main() -> int:
     base_model = local_model(args.base_model)
     check_pair_length(base_model, args)
 
-    # Two checkpoints and the one being written, each the weights and twice as much of Adam's, and the result.
-    weights = sum(path.stat().st_size for path in Path(base_model).glob("*.safetensors"))
-    require_space(output.parent, 10 * weights, "the fine-tuned model and its checkpoints")
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    with locked(unfinished.with_suffix(".lock")):
+    with locked(lock_path(unfinished)):
         if _made_with(output) != phase.key:
             prepare(unfinished, phase.key)
             if not (unfinished / TRAINED).exists():
+                space = space_needed(Path(base_model)) - _size(unfinished.rglob("*"))
+                require_space(output.parent, space, "the fine-tuned model and its checkpoints")
                 command = training_command(args, base_model, train_data, unfinished)
                 print(" ".join(command), flush=True)
                 code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
@@ -78,20 +78,33 @@ def main() -> int:
                     )
                     return 1
                 (unfinished / TRAINED).touch()
-            put_in_place(unfinished, output)
+            put_in_place(unfinished, output, phase.manifest)
         phase.finish(groups)
         remove_marks(output)
     return 0
 
 
-def put_in_place(unfinished: Path, output: Path) -> None:
-    """Give a trained model its name; its marks stay until then, so that no kill costs the training."""
+def space_needed(model: Path) -> int:
+    """Bytes of two checkpoints and a third being written, each the weights and twice that of Adam's, and the result."""
+    return 10 * (_size(model.glob("*.safetensors")) or _size(model.glob("*.bin")))
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
+    """Give a trained model its name; its marks stay until then, so that no kill costs the training.
+
+    The manifest of an earlier model goes with that model: beside the new one it would pass for its own.
+    """
     for checkpoint in unfinished.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     for path in unfinished.iterdir():
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(output, ignore_errors=True)
+    manifest.unlink(missing_ok=True)
     os.replace(unfinished, output)
     sync_folder(output.parent)
 

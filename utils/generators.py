@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from utils.config import UsageError
+from utils.control_tokens import defused
 from utils.files import file_name
 from utils.journal import Journal
 from utils.llm import Request, Server, ask_all, request
@@ -28,6 +29,9 @@ class Generator(Protocol):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, or a cautious estimate."""
+
+    def defuse(self, text: str) -> str:
+        """A passage or question whose control tokens, if it holds any, are read as words."""
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
         """One greedy answer a prompt, in order."""
@@ -54,11 +58,15 @@ class OpenAIGenerator:
         """A cautious estimate by characters."""
         return len(text) // CHARACTERS_PER_TOKEN + 1
 
+    def defuse(self, text: str) -> str:
+        """Without the control tokens of the commonest chat templates: the server's own are not known."""
+        return defused(text)
+
     def generate(self, prompts: list[Prompt]) -> list[str]:
-        """One answer a prompt.
+        """One answer a prompt, an empty one where a request failed for good.
 
         Raises:
-            UsageError: some requests failed for good; the answers so far are kept.
+            UsageError: more of them failed than ``max_failures`` allows; the answers so far are kept.
         """
         requests, budget = self._requests(prompts), self._budget()
         with Journal(self._journal) as journal:
@@ -69,13 +77,17 @@ class OpenAIGenerator:
                 f"{outcome.unasked} requests were not sent: {outcome.stopped}; the answers so far are kept, and the "
                 "same command goes on (--max_cost raises the limit)"
             )
-        if outcome.failures:
+        failed = sum(item.key in outcome.failures for item in requests)
+        if failed > self._args.max_failures * len(requests):
             reasons = sorted(set(outcome.failures.values()))
             raise UsageError(
-                f"{len(outcome.failures)} of {len(prompts)} requests failed ({'; '.join(reasons[:3])}); "
-                "run the same command again to ask only these"
+                f"{failed} of {len(requests)} requests failed ({'; '.join(reasons[:3])}); run the same command again "
+                "to ask only these, or allow a share of them (--max_failures), which count as wrong"
             )
-        self.facts = outcome.usage | {"cost": budget.cost}
+        if failed:
+            print(f"{failed} of {len(requests)} questions have no answer, which counts as a wrong one")
+            self.facts["questions without an answer"] = failed
+        self.facts |= outcome.usage | {"cost": budget.cost}
         return answers
 
     def forecast(self, prompts: list[Prompt]) -> str:

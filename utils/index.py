@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.encoder import TextEncoder
-from utils.files import atomic, locked, parse_row, read_jsonl, require_space
+from utils.files import atomic, lock_path, locked, parse_row, read_jsonl, remove_torn, require_space
 from utils.manifest import Phase
 from utils.rows import Passage
 
@@ -39,12 +39,14 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     if not corpus.exists():
         raise UsageError(f"corpus {corpus} is missing; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
-    phase = Phase(output, [corpus, args.retriever_path], settings)
+    folder = output.with_name(f"{output.name}.shards")
+    phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    folder = output.with_name(f"{output.name}.shards")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_suffix(".lock")):
+    with locked(lock_path(folder)):
+        remove_torn(output)
+        size = corpus_size(corpus)
         _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")
         encoder = TextEncoder(
             args.retriever_path,
@@ -53,8 +55,8 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
             half=args.index_use_fp16,
             prefix=passage_prefix(args.retrieval_method),
             trust=args.retriever_path in args.trust_remote_code,
+            texts=size,
         )
-        size = corpus_size(corpus)
         done = len(list(folder.glob("*.npy"))) * args.index_shard_size
         require_space(folder, 4 * encoder.dimension * (2 * size - min(done, size)), f"{output} and its shards")
         paths = _encode_shards(corpus, size, folder, encoder, args)
@@ -65,7 +67,7 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
 
 def passage_prefix(method: str) -> str:
     """FlashRAG's text before every passage, by the method's name: ``passage: `` for e5."""
-    from flashrag.retriever.utils import set_default_instruction
+    from utils.flashrag_parts import set_default_instruction
 
     return set_default_instruction(method, is_query=False)
 

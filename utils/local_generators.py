@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
+from utils.control_tokens import defused, without_control
 from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.files import file_name
 from utils.generators import Prompt
@@ -40,6 +41,10 @@ class LocalGenerator(ABC):
     def count_tokens(self, text: str) -> int:
         """Tokens without special ones."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def defuse(self, text: str) -> str:
+        """Without the commonest control tokens and the tokenizer's own."""
+        return without_control(self.tokenizer, defused(text))
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
         """One greedy answer a prompt; those that an earlier run left are not generated again."""
@@ -210,13 +215,8 @@ def quantisation(kind: str) -> Any:
 def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Tokens of a prompt with exactly one BOS where the tokenizer has one.
 
-    Whether a model is a chat model is read from its tokenizer's chat template, not from its path. Control tokens
-    in the prompt's own text, which passages may bring, lose their meaning.
+    Whether a model is a chat model is read from its tokenizer's chat template, not from its path.
     """
-    if isinstance(prompt, str):
-        prompt = without_control(tokenizer, prompt)
-    else:
-        prompt = [message | {"content": without_control(tokenizer, message["content"])} for message in prompt]
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     if tokenizer.chat_template is None:
@@ -224,14 +224,6 @@ def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     # The template has written its special tokens already.
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def without_control(tokenizer: Any, text: str) -> str:
-    """The text with a blank inside each of the tokenizer's control tokens, so that it reads them as words."""
-    for token in tokenizer.added_tokens_encoder:
-        if token in text:
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
-    return text
 
 
 def cut_at(text: str, stop: list[str]) -> str:

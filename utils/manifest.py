@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from utils.config import SECRETS, UsageError
-from utils.files import atomic
+from utils.files import atomic, lock_path, locked
 from utils.provenance import command_line, commit, machine, versions
 
 UNFINISHED = "unfinished"  # the only key of a manifest whose output is being made: by which command
@@ -75,13 +77,22 @@ class Phase:
         output: the file or folder that the command makes.
         inputs: files, folders or hub ids that it is made from.
         settings: every setting that changes it; none of them secret.
+        scratch: files and folders of the work on it, each locked while work goes on (a folder by ``FOLDER.lock``);
+            what a kill has left of them is removed once the output is found finished.
 
     Raises:
         UsageError: an input is not what its manifest says, or two inputs come from different versions of one file.
     """
 
-    def __init__(self, output: str | os.PathLike[str], inputs: Iterable[Any], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        output: str | os.PathLike[str],
+        inputs: Iterable[Any],
+        settings: Mapping[str, Any],
+        scratch: Iterable[Path] = (),
+    ) -> None:
         self.output = Path(output)
+        self._scratch = tuple(scratch)
         self.settings = {k: v for k, v in settings.items() if k not in SECRETS}
         self.inputs = {str(path): fingerprint(path) for path in inputs}
         self.key = digest([self.inputs, self.settings])
@@ -117,8 +128,15 @@ class Phase:
                 f"{self.output} has changed since it was made; --overwrite makes it again (to keep it as it is, remove "
                 f"{self.manifest} and move it)"
             )
+        self._sweep()
         print(f"{self.output} is finished ({done['rows']} rows); --overwrite makes it again")
         return True
+
+    def _sweep(self) -> None:
+        for path in filter(Path.exists, self._scratch):
+            # A run with --overwrite may be at work on it.
+            with contextlib.suppress(UsageError), locked(lock_path(path) if path.is_dir() else path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def claim(self) -> None:
         """Note before the output is written that it is this project's, for phases that spare other people's files."""

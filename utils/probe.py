@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from utils.answers import has_answer
+from utils.bounds import template_fault
 from utils.config import UsageError, read_yaml
 
 Answer = Callable[[list[tuple[str, list[str]]]], list[str]]
@@ -27,7 +28,15 @@ class Probe(BaseModel):
 
 class _Probes(BaseModel):
     attacks: dict[str, str]
-    questions: list[Probe]
+    questions: list[Probe] = Field(min_length=3)  # a question's documents are its own, and two others'
+
+    @field_validator("attacks")
+    @classmethod
+    def _can_be_filled(cls, attacks: dict[str, str]) -> dict[str, str]:
+        for name, text in attacks.items():
+            if fault := template_fault(text, ("target", "question")):
+                raise ValueError(f"{name}: {fault}")
+        return attacks
 
 
 def read_probes(path: Path) -> tuple[dict[str, str], list[Probe]]:

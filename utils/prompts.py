@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
+from utils.control_tokens import defused
 from utils.generators import Prompt
 
 
@@ -19,6 +19,7 @@ class RagPrompt:
         prompts: the ``prompts`` section.
         max_input_tokens: most tokens of a whole prompt.
         count_tokens: tokens of a text, exact or a cautious estimate.
+        defuse: takes the meaning from control tokens, which passages and questions may hold.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class RagPrompt:
         prompts: dict[str, str | None],
         max_input_tokens: int,
         count_tokens: Callable[[str], int],
+        defuse: Callable[[str], str] = defused,
     ) -> None:
         self.prompts = prompts
         self.max_input_tokens = max_input_tokens
         self.count_tokens = count_tokens
+        self.defuse = defuse
         self.trimmed = 0
 
     def build(self, question: str, passages: list[str]) -> Prompt:
@@ -42,7 +45,7 @@ class RagPrompt:
         Returns:
             Chat messages, or the completion prompt.
         """
-        passages = [defused(text) for text in passages]
+        question, passages = self.defuse(question), [self.defuse(text) for text in passages]
         kept = self._fitting(question, passages)
         self.trimmed += kept != passages
         return self._render(question, kept)
@@ -74,19 +77,6 @@ class RagPrompt:
             {"role": "system", "content": system.format(reference=reference)},
             {"role": "user", "content": (self.prompts["rag_user"] or "").format(question=question)},
         ]
-
-
-# Of ChatML, Llama 2 and 3, Mistral, Gemma, and their relatives.
-CONTROL = re.compile(r"<(?=\|[^|<>\n]{1,40}\|>|/?s>|(?:start|end)_of_turn>|</?SYS>>)|\[(?=/?INST\])")
-
-
-def defused(text: str) -> str:
-    """The text with a blank in what chat models take for control tokens.
-
-    A server reads them in a passage as it does in its own template: a document could end the user's turn and
-    begin the system's.
-    """
-    return CONTROL.sub(lambda found: found[0] + " ", text)
 
 
 def format_reference(passages: list[str]) -> str:

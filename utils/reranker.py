@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flashrag.retriever.reranker import BaseReranker
 from numpy.typing import NDArray
 
+from utils.cpu_engine import fastest
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
+from utils.flashrag_parts import BaseReranker
 from utils.fusion import descending
 
 
@@ -24,9 +25,10 @@ class LengthSortedReranker(BaseReranker):
 
     Args:
         args: the ``rag`` section's ``rerank_*`` settings.
+        pairs: about how many will be scored: many are worth the time of `utils.cpu_engine`.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, pairs: int = 0) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         super().__init__(vars(args) | {"device": torch_device()})
@@ -37,7 +39,9 @@ class LengthSortedReranker(BaseReranker):
         self.max_length: int = fitting_length(args.rerank_max_length, self.tokenizer, self.ranker.config)
         self._fits = sys.maxsize  # pairs at once, as far as is known
         self._half = half_precision() if args.rerank_use_fp16 else None
-        if self._half is not None:
+        if self._half is None:
+            self.ranker = fastest(self.ranker, self.tokenizer, "logits", pairs)
+        else:
             _keep_fp32(self.ranker.classifier if hasattr(self.ranker, "classifier") else self.ranker.score)
 
     def get_rerank_scores(self, query_list: list[str], doc_list: list[list[str]], batch_size: int) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
-from utils.files import write_lines
+from utils.files import require_space, write_lines
 from utils.journal import Journal, in_chunks, resume
 from utils.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.passages import passages_path
@@ -18,6 +18,7 @@ from utils.rows import Candidates, Question
 if TYPE_CHECKING:
     from utils.retriever import FlatRetriever
 
+BYTES_A_PASSAGE = 60  # of a question, in the journal and the output together: ids, rows and scores
 RETRIEVAL_SETTINGS = (
     "retrieval_method",
     "retrieval_query_max_length",
@@ -50,18 +51,21 @@ def retrieve(
         "questions": digest([(row.id, row.question) for row in questions]),
     }
     check_retrieval_inputs(args)
-    phase = Phase(output, [args.index_path, args.corpus_path, args.retriever_path], settings)
+    journal_path = output.with_suffix(".journal.jsonl")
+    inputs = [args.index_path, args.corpus_path, args.retriever_path]
+    phase = Phase(output, inputs, settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
         return
     from utils.retriever import FlatRetriever
 
-    retriever = FlatRetriever(args, topk)
+    retriever = FlatRetriever(args, topk, len(questions))
 
     def work(chunk: list[Question]) -> list[dict[str, Any]]:
         found = retriever.search_rows([row.question for row in chunk], topk)
         return [{"rows": rows, "scores": scores} for rows, scores in found]
 
-    with Journal(output.with_suffix(".journal.jsonl"), made_with=phase.key) as journal:
+    with Journal(journal_path, made_with=phase.key) as journal:
+        require_space(output.parent, BYTES_A_PASSAGE * topk * (len(questions) - len(journal)), f"{output}")
         resume(journal, questions, lambda row: row.id, args.retrieval_batch_size, work, "retrieve")
         rows = {row for question in questions for row in journal[question.id]["rows"]}
         ids = write_passages(retriever, sorted(rows), output)

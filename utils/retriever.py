@@ -7,17 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import faiss
-from flashrag.retriever.retriever import DenseRetriever
-from flashrag.retriever.utils import set_default_instruction
 
 from utils.config import SECRETS, UsageError
-from utils.devices import usable_cores
 from utils.encoder import TextEncoder
 from utils.files import parse_row
+from utils.flashrag_parts import DenseRetriever, set_default_instruction
 from utils.rows import Passage
-
-# FlashRAG sets faiss to one thread when its retriever is imported on a machine without a GPU.
-faiss.omp_set_num_threads(usable_cores())
 
 
 class FlatRetriever(DenseRetriever):
@@ -31,9 +26,11 @@ class FlatRetriever(DenseRetriever):
     Args:
         args: the ``retrieval`` section's settings.
         topk: passages a query.
+        queries: about how many will be asked.
     """
 
-    def __init__(self, args: argparse.Namespace, topk: int) -> None:
+    def __init__(self, args: argparse.Namespace, topk: int, queries: int = 0) -> None:
+        self._queries = queries
         self._mmap = args.faiss_mmap and not args.faiss_gpu
         self._trust = args.retriever_path in args.trust_remote_code
         super().__init__(
@@ -78,6 +75,7 @@ class FlatRetriever(DenseRetriever):
             half=self.use_fp16,
             prefix=query_prefix(self.retrieval_method, self.instruction),
             trust=self._trust,
+            texts=self._queries,
         )
 
     def search_rows(self, queries: list[str], topk: int) -> list[tuple[list[int], list[float]]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.encoder import Embeddings, Encoder, length_order, make_scorer
-from utils.files import atomic, read_rows, reserve, write_lines
+from utils.files import atomic, lock_path, locked, read_rows, reserve, write_lines
 from utils.fusion import descending
 from utils.journal import in_chunks
 from utils.manifest import Phase
@@ -38,39 +40,32 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
         args: the ``scoring`` section's settings and ``overwrite``.
     """
     settings = {key: getattr(args, key) for key in SCORER_SETTINGS}
-    phase = Phase(output, [docs, passages_path(docs), rationales, args.model_path], settings)
+    scratch = output.parent / "embeddings"
+    phase = Phase(output, [docs, passages_path(docs), rationales, args.model_path], settings, scratch=[scratch])
     if phase.is_done(args.overwrite):
         return
     everyone, reasons = _joined(docs, rationales)
     candidates = [row for row in everyone if row.id in reasons]
-    encoder = make_scorer(args)
     texts = PassageTexts(passages_path(docs))
     used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
-    row_of = {pid: i for i, pid in enumerate(used)}
-    scratch = output.parent / "embeddings"
-    passages = _encode_resumable(
-        [texts[pid] for pid in used], encoder, args.scorer_batch_size, scratch / "passages", phase.key, "passages"
-    )
-    queries = _encode_resumable(
-        [scored_text(reasons[row.id]) for row in candidates],
-        encoder,
-        args.scorer_batch_size,
-        scratch / "rationales",
-        phase.key,
-        "rationales",
-    )
+    scratch.mkdir(parents=True, exist_ok=True)
+    with locked(lock_path(scratch)):
+        encoder, size = make_scorer(args, len(used) + len(candidates)), args.scorer_batch_size
+        encode = functools.partial(_encode_resumable, encoder=encoder, batch_size=size, made_with=phase.key)
+        passages = encode([texts[pid] for pid in used], stem=scratch / "passages")
+        queries = encode([scored_text(reasons[row.id]) for row in candidates], stem=scratch / "rationales")
+        count = write_lines(output, _scored(candidates, queries, passages, {pid: i for i, pid in enumerate(used)}))
+        missing = len(everyone) - len(candidates)
+        phase.finish(count, {"questions without a rationale": missing}, facts={"passages encoded": len(used)})
+        shutil.rmtree(scratch)
 
-    def rows() -> Iterator[Scored]:
-        for query, row in zip(queries, candidates, strict=True):
-            scores = passages[[row_of[pid] for pid in row.passage_ids]] @ query
-            yield best_first(row, scores.tolist())
 
-    count = write_lines(output, rows())
-    missing = len(everyone) - len(candidates)
-    phase.finish(count, {"questions without a rationale": missing}, facts={"passages encoded": len(used)})
-    for file in scratch.iterdir():
-        file.unlink()
-    scratch.rmdir()
+def _scored(
+    candidates: list[Candidates], queries: Embeddings, passages: Embeddings, row_of: dict[str, int]
+) -> Iterator[Scored]:
+    for query, row in zip(queries, candidates, strict=True):
+        scores = passages[[row_of[pid] for pid in row.passage_ids]] @ query
+        yield best_first(row, scores.tolist())
 
 
 def retrieval_scores(docs: Path, output: Path, overwrite: bool) -> None:
@@ -108,32 +103,29 @@ def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, R
     return candidates, reasons
 
 
-def _encode_resumable(
-    texts: list[str], encoder: Encoder, batch_size: int, stem: Path, made_with: str, desc: str
-) -> Embeddings:
+def _encode_resumable(texts: list[str], stem: Path, encoder: Encoder, batch_size: int, made_with: str) -> Embeddings:
     """Encode into a memory-mapped file that a later run with the same inputs goes on with.
 
     Args:
         texts: any order; encoded longest first.
+        stem: path without suffix of the two scratch files.
         encoder: maps texts to rows.
         batch_size: texts a forward pass; progress is kept every `ENCODE_AT_ONCE` batches.
-        stem: path without suffix of the two scratch files.
         made_with: identifies inputs and settings; scratch files of others are begun anew.
-        desc: text of the progress bar.
 
     Returns:
         Rows in the order of ``texts``.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     rows_path, progress = stem.with_suffix(".npy"), stem.with_suffix(".done")
     state = progress.read_text().split() if progress.exists() and rows_path.exists() else []
     done = int(state[1]) if len(state) == 2 and state[0] == made_with else 0
     order = length_order(texts)
     rows: Any = np.lib.format.open_memmap(rows_path, mode="r+") if done else None
-    with tqdm(total=len(order), initial=done, desc=f"encode {desc}", unit="text") as bar:
+    with tqdm(total=len(order), initial=done, desc=f"encode {stem.name}", unit="text") as bar:
         for chunk in in_chunks(order[done:], batch_size * ENCODE_AT_ONCE):
             found = encoder.encode([texts[i] for i in chunk], batch_size)
             if rows is None:
+                progress.unlink(missing_ok=True)  # it tells of other rows
                 shape = (len(texts), found.shape[1])
                 rows = np.lib.format.open_memmap(rows_path, mode="w+", dtype=np.float32, shape=shape)
                 reserve(rows_path)

@@ -13,6 +13,7 @@ with the same weights, bit for bit on the same machine, as one that was never st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from FlagEmbedding.abc.finetune.reranker import (
     AbsRerankerDataArguments,
     AbsRerankerModelArguments,
@@ -109,12 +111,12 @@ class Runner(EncoderOnlyRerankerRunner):
 
 def end_with(process: int) -> None:
     """End this process when that one is gone: killed, it cannot end torchrun's workers, which would train on."""
-    while True:
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        time.sleep(0.5)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process)
+        # A dead process that nobody has asked for its exit code, as in some containers, keeps its number.
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    os._exit(1)
 
 
 def main() -> None:
