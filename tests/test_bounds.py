@@ -29,6 +29,7 @@ def test_every_number_has_bounds_and_keeps_them():
         (["--max_retries", "-1"], "--max_retries must be at least 0, not -1"),
         (["--timeout", "0"], "--timeout must be more than 0, not 0.0"),
         (["--timeout", "nan"], "--timeout must be more than 0, not nan"),
+        (["--timeout", "inf"], "--timeout must be more than 0, not inf"),
         (["--max_failures", "1.5"], "--max_failures must be at least 0 and at most 1, not 1.5"),
         (["--base_url", "localhost:8000"], "--base_url 'localhost:8000' is no address such as"),
         (["--base_url", "http://[::1"], "is no address such as"),
@@ -48,10 +49,14 @@ def test_values_that_cannot_work(flags, said):
     ("yaml", "said"),
     [
         ("rationale: {concurrency: null}", "--concurrency must be at least 1, not None"),
-        ("prompts: {rationale_user: 'as {json}'}", "prompts.rationale_user: {json} is not known; {answers} and"),
+        (
+            "prompts: {rationale_user: 'as {json}'}",
+            "prompts.rationale_user: {json} is not known; {question} and {answers}",
+        ),
         ("prompts: {rationale_user: 'a { b'}", "other braces are written twice"),
         ("prompts: {rationale_user: '{} {question}'}", "{} is not known"),
         ("prompts: {rag_user: null}", "prompts.rag_user must not be blank"),
+        ("rationale: {stop: [1]}", "rationale.stop must be a list of texts"),
         ("rationale: {base_url: 8000}", "--base_url 8000 is no address"),
     ],
 )
@@ -67,12 +72,22 @@ def test_a_key_of_digits_is_text(tmp_path):
     assert phase_arguments("", ["rationale"], ["--config", str(tmp_path / "p.yaml")]).api_key == "12345678"
 
 
+def test_a_prompt_that_is_sent_as_it_is_may_hold_braces(tmp_path):
+    (tmp_path / "p.yaml").write_text("prompts: {rationale_system: 'answer as {json}'}")
+    assert phase_arguments("", ["rationale"], ["--config", str(tmp_path / "p.yaml")]).prompts["rationale_system"]
+
+
 def test_templates_take_their_fields_and_doubled_braces():
     assert template_fault("{question} {{json}} {answers!r:>9}", ["question", "answers"]) == ""
 
 
 def test_a_yaml_fault_is_placed_without_showing_the_line(tmp_path):
-    for text, place in (("rationale:\n  api_key: 'canary-1\n  model: x: y", ":3:"), ("a: b: canary-1", ":1:5")):
+    for text, place in (
+        ("a: !canary x", ":1:4"),
+        ("a: *canary", ":1:4"),
+        ("rationale:\n  api_key: 'canary-1\n  model: x: y", ":3:"),
+        ("a: b: canary-1", ":1:5"),
+    ):
         (tmp_path / "p.yaml").write_text(text)
         with pytest.raises(UsageError) as caught:
             read_yaml(tmp_path / "p.yaml")

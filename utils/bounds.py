@@ -24,16 +24,25 @@ BOUNDS: dict[str, tuple[float, float]] = (
     | dict.fromkeys(
         [
             "train_questions", "test_sample_num", "max_retries", "max_cost", "temperature", "retrieval_topk",
-            "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed",
+            "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers",
         ],
         (0, math.inf),
     )
     | dict.fromkeys(["max_failures", "reason_weight"], (0, 1))
     | dict.fromkeys(["timeout", "batch_poll", "learning_rate", "num_train_epochs"], (SMALLEST, math.inf))
     | dict.fromkeys(["top_p", "gpu_memory_utilization"], (SMALLEST, 1))
-    | {"train_group_size": (2, math.inf), "max_steps": (-1, math.inf)}
+    | {"train_group_size": (2, math.inf), "max_steps": (-1, math.inf), "seed": (0, 2**32 - 1)}
 )  # fmt: skip
-FIELDS = {"rationale": {"question", "answers"}, "rag": {"question", "reference"}}  # by the beginning of the name
+# Of every template in the prompts section; rationale_system is sent as it is.
+FIELDS = {
+    "rationale_user": ("question", "answers"),
+    "rationale_completion": ("question", "answers"),
+    "rag_system": ("reference",),
+    "rag_user": ("question",),
+    "rag_completion": ("reference", "question"),
+    "rag_system_closed_book": ("reference",),
+    "rag_completion_closed_book": ("reference", "question"),
+}
 
 
 def faults(settings: Mapping[str, Any], prompts: Mapping[str, str | None]) -> Iterator[str]:
@@ -49,13 +58,13 @@ def faults(settings: Mapping[str, Any], prompts: Mapping[str, str | None]) -> It
     for name, text in prompts.items():
         if name.endswith("_user") and not (text or "").strip():
             yield f"prompts.{name} must not be blank"
-        if fault := template_fault(text or "", FIELDS[name.partition("_")[0]]):
+        if name in FIELDS and (fault := template_fault(text or "", FIELDS[name])):
             yield f"prompts.{name}: {fault}"
 
 
 def template_fault(text: str, fields: Collection[str]) -> str:
     """Why `str.format` cannot fill a template with these fields; empty if it can."""
-    allowed = " and ".join(f"{{{field}}}" for field in sorted(fields))
+    allowed = " and ".join(f"{{{field}}}" for field in fields)
     try:
         found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
@@ -65,7 +74,7 @@ def template_fault(text: str, fields: Collection[str]) -> str:
 
 
 def _within(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, (int, float)) and least <= value <= most
+    return isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
 
 
 def _range(least: float, most: float) -> str:

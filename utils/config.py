@@ -67,7 +67,9 @@ def load_config(profile: str | None = None) -> Config:
         if section not in config:
             raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
         if not isinstance(values, (dict, type(None))):
-            raise UsageError(f"{profile}: section '{section}' must be a mapping of settings, not {values!r:.80}")
+            raise UsageError(
+                f"{profile}: section '{section}' must be a mapping of settings, not {type(values).__name__}"
+            )
         if section == FREE_SECTION:
             config[section] |= values or {}
             continue
@@ -145,7 +147,7 @@ def _hide_key() -> None:
         name, equals, value = words.pop(0).partition("=")
         if name not in SECRET_FLAGS:
             kept.append(name + equals + value)
-        elif equals or words:
+        elif equals or (words and not words[0].startswith("-")):
             key = value if equals else words.pop(0)
     command = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if key is not None and sys.orig_argv[len(command) :] == sys.argv[1:]:
@@ -226,10 +228,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
         raise UsageError(f"{path} is missing (there are: {there})") from None
     except yaml.MarkedYAMLError as error:
-        # Its own text shows the faulty line, which may hold a key.
+        # Its own text shows the faulty line and the names in it, which may be a key.
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UsageError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from None
+        what = re.sub(r"(alias|handle|tag) '.*", r"\1", error.problem or error.context or "")
+        raise UsageError(f"{path}{place}: not valid YAML: {what}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
         raise UsageError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -244,12 +247,14 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _coerce(value: Any, default: Any, where: str) -> Any:
     """Give ``value`` the type of ``default``; YAML reads 6e-5 as a string, people write 2 for 2.0."""
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        raise UsageError(f"{where} must be a list of texts; put each in quotes")
     if default is None or value is None or type(value) is type(default):
         return value
     if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     raise UsageError(f"{where} must be {type(default).__name__}, not {value!r}")
 

@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from utils.config import SECRETS
+from utils.config import SECRET_FLAGS
 
 ROOT = Path(__file__).parents[1]
 REPORTED_PACKAGES = (
@@ -33,7 +33,7 @@ def command_line() -> str:
     words, hide = ["-m", module.name] if module else [Path(sys.argv[0]).name], False
     for word in sys.argv[1:]:
         name, equals, _ = word.partition("=")
-        secret = name.lstrip("-") in SECRETS
+        secret = name in SECRET_FLAGS
         words.append("***" if hide else f"{name}=***" if secret and equals else word)
         hide = secret and not equals
     return shlex.join(["python", *words])
