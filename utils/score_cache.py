@@ -8,16 +8,21 @@ Two line formats are read, told apart by their fields:
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from utils.config import UsageError
-from utils.files import LineIndex, parse_row
+from utils.files import parse_row
 from utils.fusion import descending, fuse
+from utils.line_index import LineIndex
 from utils.rows import PublishedScored, Scored
+
+QUESTIONS_AT_ONCE = 256  # fused as arrays; memory holds so many, whatever the caches' length
 
 
 @dataclass(frozen=True)
@@ -42,27 +47,71 @@ def is_published(cache: LineIndex) -> bool:
     return "content" in first
 
 
-def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]) -> Iterator[Ranked]:
-    """Join two caches by question and passage, fuse, and rank, one question at a time.
+def unscored(reason: LineIndex, retrieval: LineIndex) -> int:
+    """How many questions only the retrieval cache has."""
+    return sum(key not in reason for key in retrieval)
+
+
+def check_formats(reason: LineIndex, retrieval: LineIndex) -> None:
+    """Refuse two caches of different formats."""
+    if is_published(reason) != is_published(retrieval):
+        raise UsageError(f"{reason.path} and {retrieval.path} have different formats; make both by the same command")
+
+
+def fused_rankings(
+    keys: Iterable[str], reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]
+) -> Iterator[Ranked]:
+    """Join two caches by question and passage, fuse, and rank, a block of questions at a time.
 
     Equal fused scores keep the order of the rationale cache, as in the published script.
 
     Args:
-        reason: cache of rationale scores; its order is the order of the output.
-        retrieval: cache of retrieval scores; questions that only it has are counted and left out.
+        keys: of the questions in the rationale cache.
+        reason: cache of rationale scores.
+        retrieval: cache of retrieval scores of the same questions and passages, in any order.
         weight: as in `utils.fusion.fuse`.
-        counts: receives ``questions without a rationale score``, ``questions without any order``
-            (every score equal in both caches; left out), ``constant score lists`` (one of the two;
-            the other decides) and ``repeated passages`` (the best-scored occurrence is kept).
+        counts: receives ``questions without any order`` (every score equal in both caches; left out),
+            ``constant score lists`` (one of the two; the other decides) and ``repeated passages`` (the
+            best-scored occurrence is kept).
 
     Raises:
-        UsageError: a malformed line, mixed formats, a question that only the rationale cache has,
-            or a question whose passages differ between the caches.
+        UsageError: a malformed line, a question that only the rationale cache has, or a question whose
+            passages differ between the caches.
     """
-    if is_published(reason) != is_published(retrieval):
-        raise UsageError(f"{reason.path} and {retrieval.path} have different formats; make both by the same command")
-    counts["questions without a rationale score"] = sum(key not in reason for key in retrieval)
-    for key in reason:
+    questions = _shared_questions(keys, reason, retrieval, weight, counts)
+    while block := list(itertools.islice(questions, QUESTIONS_AT_ONCE)):
+        yield from _ranked(block, weight)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One question's distinct passages, best rationale first, with both scores of each."""
+
+    query_id: str | None
+    query: str
+    passages: list[str]
+    rationale: list[float]
+    retrieval: list[float]
+
+
+def _ranked(questions: list[_Question], weight: float) -> Iterator[Ranked]:
+    """Fuse and rank; questions of as many passages as each other are one array."""
+    by_size = defaultdict(list)
+    for place, question in enumerate(questions):
+        by_size[len(question.passages)].append(place)
+    orders: dict[int, list[int]] = {}
+    for places in by_size.values():
+        rationale, retrieval = ([getattr(questions[i], kind) for i in places] for kind in ("rationale", "retrieval"))
+        orders.update(zip(places, descending(fuse(rationale, retrieval, weight)).tolist(), strict=True))
+    for place, question in enumerate(questions):
+        yield Ranked(question.query_id, question.query, list(map(question.passages.__getitem__, orders[place])))
+
+
+def _shared_questions(
+    keys: Iterable[str], reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]
+) -> Iterator[_Question]:
+    """The questions that have an order, joined from both caches."""
+    for key in keys:
         where, raw = reason[key]
         if key not in retrieval:
             raise UsageError(
@@ -80,27 +129,29 @@ def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, count
             )
         lists = [list(rationale.values()), [retrieved[passage] for passage in rationale]]
         # A list of weight 0 takes no part in the order.
-        flat = [len(set(scores)) < 2 for scores, w in zip(lists, (weight, 1 - weight), strict=True) if w]
+        flat = [min(scores) == max(scores) for scores, w in zip(lists, (weight, 1 - weight), strict=True) if w]
         if all(flat):
             counts["questions without any order"] += 1
             continue
         counts["constant score lists"] += sum(flat)
-        passages = list(rationale)
-        yield Ranked(query_id, query, [passages[i] for i in descending(fuse(lists[0], lists[1], weight))])
+        yield _Question(query_id, query, list(rationale), lists[0], lists[1])
 
 
 def _scores(raw: dict[str, Any], where: str, counts: Counter[str]) -> tuple[str | None, str, dict[str, float]]:
-    """Question id, question, and passage -> score in the line's order."""
+    """Question id, question, and passage -> score, best first."""
     if "content" in raw:
         published = parse_row(raw, PublishedScored, where)
-        query_id, query, pairs = None, published.query, published.content
+        query_id, query = None, published.query
+        passages, scores = [passage for passage, _ in published.content], [score for _, score in published.content]
     else:
         own = parse_row(raw, Scored, where)
-        query_id, query, pairs = own.id, own.query, list(zip(own.passage_ids, own.scores, strict=True))
-    if not pairs:
+        query_id, query, passages, scores = own.id, own.query, own.passage_ids, own.scores
+    if not passages:
         raise UsageError(f"{where}: the question has no passages")
-    scores: dict[str, float] = {}
-    for passage, score in sorted(pairs, key=lambda pair: -pair[1]):
-        scores.setdefault(passage, score)
-    counts["repeated passages"] += len(pairs) - len(scores)
-    return query_id, query, scores
+    found = dict(zip(passages, scores, strict=True))
+    if len(found) < len(passages) or any(map(operator.lt, scores, scores[1:])):
+        found = {}
+        for passage, score in sorted(zip(passages, scores, strict=True), key=lambda pair: -pair[1]):
+            found.setdefault(passage, score)
+    counts["repeated passages"] += len(passages) - len(found)
+    return query_id, query, found
