@@ -52,6 +52,13 @@ def tree_memory(process: subprocess.Popen) -> float:
     return most
 
 
+def start_server() -> tuple[subprocess.Popen, str]:
+    """The server's process, to be killed, and its address."""
+    words = [sys.executable, Path(__file__).with_name("latency_server.py"), str(LATENCY)]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    return server, f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+
+
 def run(url: str, rows: int, concurrency: int) -> tuple[float, float]:
     """Seconds between the first and the last answer, and peak MiB."""
     with tempfile.TemporaryDirectory() as name:
@@ -75,10 +82,7 @@ def run(url: str, rows: int, concurrency: int) -> tuple[float, float]:
 
 def main() -> None:
     args = arguments(__doc__, rounds=60, memory_rows=10_000)
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("latency_server.py"), str(LATENCY)], stdout=subprocess.PIPE, text=True
-    )
-    url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+    server, url = start_server()
     result: dict = {"rounds": args.rounds, "reached": {}, "requests/s": {}, "peak MiB": {}}
     try:
         for concurrency in (16, 64, 256):

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 if [ $# = 0 ]; then
-  for name in startup fusion rationales search; do
+  for name in machine startup fusion rationales search growth; do
     echo "== $name" && "$python" "benchmarks/$name.py"
   done
 fi
