@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config import UsageError
-from utils.files import LineIndex, atomic, read_jsonl, read_rows, write_lines
+from utils.files import atomic, read_jsonl, read_rows, write_lines
 from utils.journal import Journal
+from utils.line_index import LineIndex
 from utils.manifest import WHOLE_FILE_LIMIT, Phase, digest, fingerprint
 from utils.provenance import command_line
 from utils.rows import Question

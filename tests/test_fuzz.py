@@ -22,9 +22,10 @@ from utils.completion import UnusableError, read_completion
 from utils.config import UsageError, load_config
 from utils.expected import read_expected
 from utils.experiment import read_experiment
-from utils.files import LineIndex, read_jsonl, read_rows
+from utils.files import read_jsonl, read_rows
 from utils.journal import Journal
 from utils.limiter import retry_after
+from utils.line_index import LineIndex
 from utils.manifest import Phase, manifest_path
 from utils.passages import PassageTexts
 from utils.probe import read_probes
@@ -53,7 +54,7 @@ RATIONALES = [row | {"reason": "because"} for row in QUESTIONS]
 
 def cache(path):
     found = open_cache(path)
-    return list(fused_rankings(found, found, 0.5, Counter()))
+    return list(fused_rankings(found, found, found, 0.5, Counter()))
 
 
 def checked_as_input(path):

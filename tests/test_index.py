@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import read_jsonl, write_jsonl
 
-from utils.index import join_shards
+from utils.index import STORAGE, join_shards
 
 
 @pytest.fixture
@@ -42,16 +42,50 @@ def test_the_index_is_flashrags(build, tmp_path, index, shard):
     assert "is finished (60 rows)" in build("--index_shard_size", shard).stdout
 
 
-def test_joined_shards_are_the_bytes_that_faiss_writes(tmp_path):
-    rows = np.random.default_rng(0).standard_normal((100, 24), dtype=np.float32)
+@pytest.mark.parametrize("storage", ["fp32", "fp16"])
+def test_joined_shards_are_the_bytes_that_faiss_writes(tmp_path, storage):
+    rows = np.random.default_rng(0).standard_normal((100, 24), dtype=np.float32).astype(STORAGE[storage])
     paths = [tmp_path / f"{i}.npy" for i in range(3)]
     for path, part in zip(paths, np.split(rows, [33, 90]), strict=True):
         np.save(path, part)
-    assert join_shards(paths, 24, tmp_path / "ours.index") == 100
+    assert join_shards(paths, 24, tmp_path / "ours.index", storage) == 100
     index = faiss.IndexFlatIP(24)
-    index.add(rows)
+    if storage == "fp16":
+        index = faiss.IndexScalarQuantizer(24, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index.add(rows.astype(np.float32))
     faiss.write_index(index, str(tmp_path / "theirs.index"))
     assert (tmp_path / "ours.index").read_bytes() == (tmp_path / "theirs.index").read_bytes()
+
+
+def test_half_precision_halves_the_file_and_its_shards(build, tmp_path, monkeypatch):
+    shards = []
+    monkeypatch.setattr(
+        "utils.index.join_shards",
+        lambda paths, *rest: (shards.extend(map(np.load, paths)), join_shards(paths, *rest))[1],
+    )
+    assert build("--index_storage", "fp16", "--index_shard_size", "25", name="half.index").returncode == 0
+    assert build("--index_shard_size", "25").returncode == 0
+    half = faiss.read_index(str(tmp_path / "half.index"))
+    assert [(rows.dtype, len(rows)) for rows in shards[:3]] == [(np.float16, 25), (np.float16, 25), (np.float16, 10)]
+    assert (half.ntotal, half.sq.qtype, half.metric_type) == (
+        60,
+        faiss.ScalarQuantizer.QT_fp16,
+        faiss.METRIC_INNER_PRODUCT,
+    )
+    whole = vectors(tmp_path / "own.index")
+    np.testing.assert_array_equal(half.reconstruct_n(0, 60), whole.astype(np.float16).astype(np.float32))
+    assert (tmp_path / "half.index").stat().st_size < whole.nbytes / 2 + 200
+    assert (
+        "is finished (60 rows)"
+        in build("--index_storage", "fp16", "--index_shard_size", "25", name="half.index").stdout
+    )
+    result = build("--index_storage", "int8")
+    assert (result.returncode, "none of fp32, fp16" in result.stderr) == (2, True)
+
+
+def test_an_index_of_before_there_was_a_choice_of_storage_stays_finished(build, tmp_path):
+    assert build().returncode == 0
+    assert "index_storage" not in json.loads((tmp_path / "own.index.manifest.json").read_text())["settings"]
 
 
 def test_a_second_call_makes_only_the_shards_that_are_missing(build, tmp_path, corpus, monkeypatch):

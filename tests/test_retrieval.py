@@ -38,6 +38,55 @@ def test_same_passages_and_scores_as_flashrags_retriever(retrieval_args):
     np.testing.assert_allclose(our_scores, their_scores, atol=1e-5)
 
 
+def test_an_index_in_half_precision_is_searched_by_blocks_and_read_by_flashrag(retrieval_args, index, tmp_path):
+    import faiss
+    from flashrag.retriever.retriever import DenseRetriever
+
+    from utils.block_search import BlockIndex
+    from utils.index import join_shards
+    from utils.retriever import FlatRetriever
+
+    np.save(tmp_path / "rows.npy", faiss.read_index(str(index)).reconstruct_n(0, 60))
+    join_shards([tmp_path / "rows.npy"], 32, tmp_path / "half.index", "fp16")
+    texts = [row.question for row in rows(9)]
+    whole, scores = FlatRetriever(retrieval_args, 10).batch_search(texts, return_score=True)
+    retrieval_args.index_path = str(tmp_path / "half.index")
+    retriever = FlatRetriever(retrieval_args, 10)
+    assert isinstance(retriever.index, BlockIndex)
+    half, half_scores = retriever.batch_search(texts, return_score=True)
+    theirs = DenseRetriever(flashrag_config(retrieval_args, 10)).batch_search(texts)
+    np.testing.assert_allclose(half_scores, scores, atol=1e-3)
+    kept = [len({doc["id"] for doc in a} & {doc["id"] for doc in b}) for a, b in zip(half, whole, strict=True)]
+    assert sum(kept) >= 85
+    assert [{doc["id"] for doc in docs} for docs in half] == [{doc["id"] for doc in docs} for docs in theirs]
+
+
+@pytest.mark.parametrize(("large", "passes"), [(1 << 40, [4, 4, 1]), (0, [9])])
+def test_a_large_index_is_searched_for_many_questions_at_once(retrieval_args, tmp_path, monkeypatch, large, passes):
+    import utils.retrieval
+    from utils.retriever import FlatRetriever
+
+    searched = []
+    search_rows = FlatRetriever.search_rows
+    monkeypatch.setattr(
+        FlatRetriever,
+        "search_rows",
+        lambda self, texts, k: (searched.append(len(texts)), search_rows(self, texts, k))[1],
+    )
+    monkeypatch.setattr(utils.retrieval, "LARGE_INDEX", large)
+    utils.retrieval.retrieve(rows(9), retrieval_args, 5, tmp_path / "docs.jsonl")
+    assert searched == passes
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(retrieval_args):
+    from utils.retriever import FlatRetriever
+
+    retrieval_args.faiss_gpu = True
+    with pytest.raises(UsageError, match="--faiss_gpu: torch sees no GPU"):
+        FlatRetriever(retrieval_args, 5)
+
+
 def test_a_single_long_question_is_not_cut_to_characters(retrieval_args):
     from utils.retriever import FlatRetriever
 

@@ -1,13 +1,17 @@
 import json
 import math
 import random
+from collections import Counter
 
 import pytest
 from conftest import ROOT, read_jsonl, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import utils.score_cache
 from utils.config import UsageError
+from utils.fusion import fuse
+from utils.score_cache import QUESTIONS_AT_ONCE, fused_rankings, open_cache
 from utils.training_data import write_training_file
 
 GOLDEN = ROOT / "tests/golden"
@@ -165,6 +169,78 @@ def test_equal_texts_under_two_ids_never_face_each_other(tmp_path):
     assert manifest["dropped"] == {"repeated passages": 1}
 
 
+def test_a_passage_without_text_is_named_even_where_it_would_not_be_chosen(tmp_path):
+    ids = [f"p{i}" for i in range(20)]
+    row = {"id": "1", "query": "q", "passage_ids": ids, "scores": [20.0 - i for i in range(20)]}
+    texts = [{"id": p, "contents": f"T\n{p}"} for p in ids]
+    path = write_jsonl(tmp_path / "docs.passages.jsonl", [*texts[:5], {"id": "p5", "contents": " "}, *texts[6:]])
+    with pytest.raises(UsageError, match=f"{path}:6: field 'contents'"):
+        fuse_files(tmp_path, *caches(tmp_path, [row], [row]))
+
+
+def by_definition(reason, retrieval, weight):
+    """Question by question, as the section on fusion has it: passages ranked by the fused score."""
+    other = {row["id"]: dict(zip(row["passage_ids"], row["scores"], strict=True)) for row in retrieval}
+    for row in reason:
+        pairs = sorted(zip(row["passage_ids"], row["scores"], strict=True), key=lambda pair: -pair[1])
+        ids = [pid for pid, _ in pairs]
+        scores = fuse([score for _, score in pairs], [other[row["id"]][pid] for pid in ids], weight)
+        yield [pid for _, pid in sorted(zip(-scores, ids, strict=True), key=lambda pair: pair[0])]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lists=st.lists(
+        st.lists(st.tuples(st.integers(-5, 5), st.floats(-1e9, 1e9)), min_size=1, max_size=12), min_size=1, max_size=9
+    ),
+    weight=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    at_once=st.integers(1, 5),
+)
+def test_blocks_of_questions_rank_as_the_definition_does_for_each(tmp_path_factory, lists, weight, at_once):
+    rows = [[], []]
+    for number, pairs in enumerate(lists):
+        ids = [f"p{i}" for i in range(len(pairs) + 2)]  # the last two see to it that there is an order
+        for kind, ends in ((0, [6, -6]), (1, [2e9, -2e9])):
+            scores = [float(pair[kind]) for pair in pairs] + ends
+            rows[kind].append({"id": str(number), "query": f"q{number}", "passage_ids": ids, "scores": scores})
+    reason, retrieval = map(open_cache, caches(tmp_path_factory.mktemp("blocks"), *rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils.score_cache, "QUESTIONS_AT_ONCE", at_once)
+        ranked = list(fused_rankings(reason, reason, retrieval, weight, Counter()))
+    assert [question.query for question in ranked] == [row["query"] for row in rows[0]]
+    assert [question.passages for question in ranked] == list(by_definition(*rows, weight))
+
+
+def many(count):
+    ids = [f"p{i}" for i in range(22)]
+    texts = [{"id": pid, "contents": f"T\ntext {pid}"} for pid in ids]
+    rows = [
+        {"id": str(n), "query": f"q{n}", "passage_ids": ids, "scores": [math.sin(i * n) for i in range(22)]}
+        for n in range(count)
+    ]
+    return rows, texts
+
+
+def test_questions_of_several_processes_come_out_in_order_and_are_all_counted(tmp_path):
+    rows, texts = many(2 * QUESTIONS_AT_ONCE + 5)  # the first has one score for all passages
+    write_jsonl(tmp_path / "docs.passages.jsonl", texts)
+    lines, manifest = fuse_files(tmp_path, *caches(tmp_path, rows, rows[::-1]))
+    assert [line["query"] for line in lines] == [row["query"] for row in rows[1:]]
+    ranked = list(by_definition(rows[1:], rows, 0.5))
+    assert [line["pos"] for line in lines] == [[f"T\ntext {ids[0]}"] for ids in ranked]
+    assert manifest["dropped"] == {"questions without any order": 1}
+    assert manifest["facts"] == {"constant score lists": 0, "positives": len(lines), "negatives": 6 * len(lines)}
+
+
+def test_a_bad_line_is_named_from_another_process_too(tmp_path):
+    rows, texts = many(2 * QUESTIONS_AT_ONCE)
+    write_jsonl(tmp_path / "docs.passages.jsonl", texts)
+    bad = [*rows[:-1], rows[-1] | {"scores": [1.0]}]
+    with pytest.raises(UsageError, match=f"reason.jsonl:{len(rows)}: .*22 passage_ids but 1 scores"):
+        fuse_files(tmp_path, *caches(tmp_path, bad, rows))
+    assert not (tmp_path / "shift.jsonl").exists()
+
+
 BAD = {
     "other question": ([numbered(25, "a")], [numbered(25, "b")], "question 'a' is not in"),
     "other passages": ([numbered(25)], [published("q", [(f"other {i}", i) for i in range(25)])], "one cache only"),
@@ -172,6 +248,7 @@ BAD = {
     "null score": ([{"query": "q", "content": [["a", None]]}], [numbered(25)], "reason.jsonl:1: field 'content.0.1'"),
     "no query": ([{"content": [["a", 1.0]]}], [numbered(25)], "reason.jsonl:1: field 'query' is missing"),
     "no scores": ([{"query": "q", "text": "x"}], [numbered(25)], "a score cache line has 'content'"),
+    "blank passage": ([{"query": "q", "content": [["a", 1.0], [" ", 2.0]]}], [numbered(25)], "1: field 'content.1.0'"),
     "empty content": ([{"query": "q", "content": []}], [numbered(25)], "the question has no passages"),
     "twice": ([numbered(25), numbered(25)], [numbered(25)], "reason.jsonl:2: 'q' stands on line 1 too"),
     "empty": ([], [numbered(25)], "reason.jsonl has no rows"),

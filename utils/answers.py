@@ -57,7 +57,17 @@ def has_answer(answers: Iterable[str], passage: str) -> bool:
     >>> has_answer(["York"], "Yorkshire"), has_answer([""], "anything")
     (False, False)
     """
-    return occurs([_prepared_answer(answer) for answer in answers], prepare(passage))
+    likely = _likely([_prepared_answer(answer) for answer in answers], passage)
+    return bool(likely) and occurs(likely, prepare(passage))
+
+
+def _likely(answers: list[str], passage: str) -> list[str]:
+    """The prepared answers of which every token is somewhere in the passage's letters, for most passages none."""
+    letters = unicodedata.normalize("NFD", passage)
+    if "Σ" in letters:  # its lower case depends on where the tokens end
+        return answers
+    letters = letters.lower()
+    return [answer for answer in answers if all(token in letters for token in answer.split(BETWEEN))]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -67,12 +67,18 @@ def fastest(model: Any, tokenizer: Any, output: str, texts: int) -> Any:
     return compiled
 
 
-def _compiled(model: Any, tokenizer: Any, output: str) -> CpuModel:
-    # Its converter reports its use to Intel; without this package it cannot.
+def quiet_openvino() -> Any:
+    """The library. Its converter reports its use to the makers, which it cannot without another package."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
+
+    return openvino
+
+
+def _compiled(model: Any, tokenizer: Any, output: str) -> CpuModel:
     import torch
 
+    openvino = quiet_openvino()
     example = dict(tokenizer(["one two", "three"], padding=True, return_tensors="pt"))
 
     class OneOutput(torch.nn.Module):

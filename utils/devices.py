@@ -40,6 +40,19 @@ def torch_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def gpus() -> list[str]:
+    """Torch's name of every GPU.
+
+    Raises:
+        UsageError: there is none.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--faiss_gpu: torch sees no GPU (a CPU build of torch, no driver, or --device cpu)")
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
 def half_precision() -> torch.dtype | None:
     """fp16 on a GPU, bf16 on a CPU with instructions for it, None where half precision would be slower."""
     import torch

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import functools
 import glob
-import mmap
 import os
 import shutil
 import sys
@@ -34,17 +33,25 @@ def read_jsonl(path: str | os.PathLike[str], made_by: str = "") -> Iterator[tupl
     Raises:
         UsageError: the file is missing, or a line is no JSON object; the message has ``path:line``.
     """
-    for number, _, row in _read_with_offsets(path, made_by, _refuse):
+    for number, _, _, row in read_with_offsets(path, made_by):
         yield number, row
 
 
-def _refuse(kind: str, error: UsageError) -> None:
+def refuse(kind: str, error: UsageError) -> None:
+    """What `read_with_offsets` does with a bad line unless told otherwise."""
     raise error from None
 
 
-def _read_with_offsets(
-    path: str | os.PathLike[str], made_by: str, bad: Callable[[str, UsageError], None]
-) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def read_with_offsets(
+    path: str | os.PathLike[str], made_by: str, bad: Callable[[str, UsageError], None] = refuse
+) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
+    """Yield ``(line number, place of its first byte, its bytes, object)``, as `read_jsonl` reads them.
+
+    Args:
+        path: the file.
+        made_by: the command that makes it, told when it is missing.
+        bad: gets each bad line's kind of fault and the error; it raises it, or the line is passed over.
+    """
     try:
         lines = open(path, "rb")
     except FileNotFoundError:
@@ -52,7 +59,8 @@ def _read_with_offsets(
     offset = 0
     with lines:
         for number, line in enumerate(lines, 1):
-            start, offset = offset, offset + len(line)
+            start, size = offset, len(line)
+            offset += size
             line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
             if not line:
                 continue
@@ -66,7 +74,7 @@ def _read_with_offsets(
                 what = f"a JSON object is expected, not {type(row).__name__}"
                 bad("lines that are no JSON object", UsageError(f"{path}:{number}: {what}"))
                 continue
-            yield number, start, row
+            yield number, start, size, row
 
 
 def _hint(line: bytes) -> str:
@@ -82,58 +90,6 @@ def _hint(line: bytes) -> str:
     except UnicodeDecodeError as error:
         return f"byte {error.start} of the line is not UTF-8: save the file as UTF-8"
     return ""
-
-
-class LineIndex:
-    """Rows of a JSON-lines file by key; memory holds two integers a row, the rows stay on disk.
-
-    Args:
-        path: the file.
-        key: gives a row's key; a KeyError is told as a missing field.
-        made_by: the command that makes the file, told when it is missing.
-
-    Raises:
-        UsageError: as `read_jsonl`, and for a key that stands twice or a file without rows.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], key: Callable[[dict[str, Any]], str], made_by: str = "") -> None:
-        self.path = path
-        self._places: dict[str, tuple[int, int]] = {}
-        for number, offset, row in _read_with_offsets(path, made_by, _refuse):
-            try:
-                name = key(row)
-            except KeyError as error:
-                raise UsageError(f"{path}:{number}: field {error} is missing") from None
-            if not isinstance(name, str):
-                raise UsageError(f"{path}:{number}: a text is expected that names the line, not {name!r:.80}")
-            if name in self._places:
-                raise UsageError(f"{path}:{number}: {name[:80]!r} stands on line {self._places[name][0]} too")
-            self._places[name] = (number, offset)
-        if not self._places:
-            raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
-        with open(path, "rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __getitem__(self, key: str) -> tuple[str, dict[str, Any]]:
-        """``("path:line", row)`` of a key; KeyError if there is none."""
-        return f"{self.path}:{self._places[key][0]}", self.row(key)
-
-    def row(self, key: str) -> dict[str, Any]:
-        """The row of a key; KeyError if there is none."""
-        offset = self._places[key][1]
-        end = self._data.find(b"\n", offset)
-        line = self._data[offset : end if end >= 0 else None]
-        found: dict[str, Any] = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
-        return found
 
 
 def read_rows(
@@ -205,7 +161,7 @@ def iter_rows(
             print(f"left out, the first of its kind: {printable(str(error))}", file=sys.stderr)
         dropped[kind] += 1
 
-    for number, _, raw in _read_with_offsets(path, made_by, bad):
+    for number, _, _, raw in read_with_offsets(path, made_by, bad):
         if limit and len(seen) == limit:
             break
         try:

@@ -21,6 +21,7 @@ from utils.manifest import Phase
 from utils.rows import Passage
 
 INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length", "index_use_fp16")
+STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
 MADE_WITH = "made_with"
 
@@ -34,12 +35,16 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
         args: the ``retrieval`` and ``index`` sections' settings.
 
     Raises:
-        UsageError: a missing corpus, a bad line, or too small a disk.
+        UsageError: an unknown storage, a missing corpus, a bad line, or too small a disk.
     """
+    if args.index_storage not in STORAGE:
+        raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
     if not corpus.is_file():
         fault = "is a folder, not a file" if corpus.is_dir() else "is missing"
         raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
+    if args.index_storage != "fp32":  # unmentioned otherwise: the manifests of older indexes do not have it
+        settings["index_storage"] = args.index_storage
     folder = output.with_name(f"{output.name}.shards")
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
@@ -59,9 +64,10 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
             texts=size,
         )
         done = len(list(folder.glob("*.npy"))) * args.index_shard_size
-        require_space(folder, 4 * encoder.dimension * (2 * size - min(done, size)), f"{output} and its shards")
+        width = STORAGE[args.index_storage].itemsize * encoder.dimension
+        require_space(folder, width * (2 * size - min(done, size)), f"{output} and its shards")
         paths = _encode_shards(corpus, size, folder, encoder, args)
-        rows = join_shards(paths, encoder.dimension, output)
+        rows = join_shards(paths, encoder.dimension, output, args.index_storage)
         phase.finish(rows, facts={"dimension": encoder.dimension})
         shutil.rmtree(folder)
 
@@ -101,7 +107,7 @@ def _encode_shards(corpus: Path, size: int, folder: Path, encoder: TextEncoder, 
                 bar.unpause()
                 continue
             texts = [parse_row(raw, Passage, f"{corpus}:{line}").contents for line, raw in shard]
-            rows = np.empty((len(texts), encoder.dimension), dtype=np.float32)
+            rows = np.empty((len(texts), encoder.dimension), dtype=STORAGE[args.index_storage])
             for start in range(0, len(texts), ENCODE_AT_ONCE):
                 part = texts[start : start + ENCODE_AT_ONCE]
                 rows[start : start + len(part)] = encoder.encode(part, args.index_batch_size)
@@ -111,33 +117,37 @@ def _encode_shards(corpus: Path, size: int, folder: Path, encoder: TextEncoder, 
     return paths
 
 
-def join_shards(paths: list[Path], dimension: int, output: Path) -> int:
+def join_shards(paths: list[Path], dimension: int, output: Path, storage: str = "fp32") -> int:
     """Write the rows of ``.npy`` files as one faiss Flat index with inner product; returns their number.
 
-    faiss adds vectors in memory, 65 GB for wiki18. Its Flat file is a header and the rows, so that the header
+    faiss adds vectors in memory, 65 GB for wiki18. Its files are a header and the rows, so that the header
     of an empty index with the right counts, and the rows as they come, are the same file.
 
     Args:
         paths: float arrays of shape ``(any, dimension)``, in the corpus's order.
         dimension: of the vectors.
         output: the index file.
+        storage: a key of `STORAGE`.
     """
     total = sum(len(_mapped(path)) for path in paths)
     with atomic(output) as handle:
-        handle.write(flat_header(dimension, total))
+        handle.write(index_header(dimension, total, storage))
         for block in _blocks(paths):
-            handle.write(np.ascontiguousarray(block, dtype=np.float32).data)
+            handle.write(np.ascontiguousarray(block, dtype=STORAGE[storage]).data)
     return total
 
 
-def flat_header(dimension: int, rows: int) -> bytes:
-    """What stands before the vectors in a faiss IndexFlatIP file of so many rows."""
+def index_header(dimension: int, rows: int, storage: str) -> bytes:
+    """What stands before the vectors in the file of an index of so many rows: IndexFlatIP, or its kin in fp16."""
     import faiss
 
-    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
-    # "IxFI", dimension (4 bytes), rows (8 bytes), ...; at the end the number of floats (8 bytes).
+    quantiser = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    empty = faiss.IndexFlatIP(dimension) if storage == "fp32" else faiss.IndexScalarQuantizer(dimension, *quantiser)
+    header = bytearray(faiss.serialize_index(empty).tobytes())
+    # The kind and the dimension (4 bytes each), rows (8 bytes), ...; at the end (8 bytes) the vectors' floats, or
+    # bytes if they are no fp32.
     struct.pack_into("<q", header, 8, rows)
-    struct.pack_into("<Q", header, len(header) - 8, rows * dimension)
+    struct.pack_into("<Q", header, len(header) - 8, rows * dimension * (1 if storage == "fp32" else 2))
     return bytes(header)
 
 

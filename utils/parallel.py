@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +32,7 @@ def map_chunks(
         items: any number, streamed.
         chunk: items a call.
         initializer: called once a process, with ``initargs``.
-        initargs: of ``initializer``.
+        initargs: of ``initializer``; inherited by the processes, not copied to them.
     """
     stream = iter(items)
     head = list(islice(stream, chunk + 1))
@@ -42,7 +43,9 @@ def map_chunks(
             yield function(head)
         return
     cores = usable_cores()
-    with ProcessPoolExecutor(cores, initializer=initializer, initargs=initargs) as pool:
+    with ProcessPoolExecutor(
+        cores, multiprocessing.get_context("fork"), initializer=initializer, initargs=initargs
+    ) as pool:
         window = deque([pool.submit(function, head[:chunk])])
         rest = head[chunk:]
         while part := rest + list(islice(stream, chunk - len(rest))):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.files import LineIndex, parse_row
+from utils.files import parse_row
+from utils.line_index import LineIndex
 from utils.rows import Passage
+
+UNUSABLE = 0  # the mark of contents that are no text
 
 
 def passages_path(docs: str | os.PathLike[str]) -> Path:
@@ -18,7 +22,7 @@ def passages_path(docs: str | os.PathLike[str]) -> Path:
 
 
 class PassageTexts:
-    """Passage texts by id, read from disk one at a time; those that repeat another's text are known without reading.
+    """Passage texts by id, read from disk one at a time.
 
     Args:
         path: JSON lines ``{id, contents}``.
@@ -27,17 +31,10 @@ class PassageTexts:
 
     def __init__(self, path: str | os.PathLike[str], made_by: str = "") -> None:
         made_by = made_by or "python dataset_generation.py --dataset NAME --phase get_docs"
-        self._twins: dict[str, str] = {}
-        first: dict[int, str] = {}
-
-        def name_of(row: dict[str, Any]) -> str:
-            name = str(row["id"])
-            known = first.setdefault(hash(str(row["contents"])), name)
-            if known is not name:
-                self._twins[name] = known
-            return name
-
-        self._index = LineIndex(path, name_of, made_by)
+        self._marks = array("q")
+        self._index = LineIndex(
+            path, lambda row: str(row["id"]), made_by, seen=lambda row: self._marks.append(_mark(row.get("contents")))
+        )
 
     def __len__(self) -> int:
         return len(self._index)
@@ -45,10 +42,14 @@ class PassageTexts:
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
 
-    def original(self, passage_id: str) -> str:
-        """The first passage of the file with the same text."""
-        twin = self._twins.get(passage_id)
-        return passage_id if twin is None or self[twin] != self[passage_id] else twin
+    def all_differ(self, passage_ids: Sequence[str]) -> bool:
+        """Whether these passages have texts, no two equal; False also where it takes a reading to know.
+
+        Raises:
+            UsageError: no passage has one of the ids.
+        """
+        marks = {self._marks[place] for place in self._places(passage_ids)}
+        return len(marks) == len(passage_ids) and UNUSABLE not in marks
 
     def __getitem__(self, passage_id: str) -> str:
         """The passage's ``contents``.
@@ -56,13 +57,21 @@ class PassageTexts:
         Raises:
             UsageError: no passage has this id.
         """
+        (place,) = self._places([passage_id])
+        raw = self._index.read(place)
+        if self._marks[place] == UNUSABLE:
+            return parse_row(raw, Passage, self._index.where(place)).contents
+        return raw["contents"]
+
+    def _places(self, passage_ids: Sequence[str]) -> list[int]:
         try:
-            text = self._index.row(passage_id)["contents"]
-        except KeyError:
+            return self._index.places(passage_ids)
+        except KeyError as error:
             raise UsageError(
-                f"{self._index.path} has no passage with id {passage_id!r}; make it again with get_docs"
+                f"{self._index.path} has no passage with id {error}; make it again with get_docs"
             ) from None
-        if isinstance(text, str) and not text.isspace() and text:
-            return text
-        where, raw = self._index[passage_id]
-        return parse_row(raw, Passage, where).contents  # tells what is wrong
+
+
+def _mark(contents: Any) -> int:
+    """A number that two passages of equal text share, and others hardly ever."""
+    return hash(contents) if isinstance(contents, str) and contents and not contents.isspace() else UNUSABLE

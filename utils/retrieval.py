@@ -18,6 +18,8 @@ from utils.rows import Candidates, Question
 if TYPE_CHECKING:
     from utils.retriever import FlatRetriever
 
+LARGE_INDEX = 8 << 30  # bytes
+QUESTIONS_A_PASS = 4096  # as many as faiss compares with one reading of the vectors
 BYTES_A_PASSAGE = 30  # of a question, in the journal and again in the output: id or row, and score
 RETRIEVAL_SETTINGS = (
     "retrieval_method",
@@ -37,7 +39,7 @@ def retrieve(
 ) -> None:
     """Write the candidates of ``questions`` and the texts of all their passages, once each.
 
-    Resumes after a kill at the last whole chunk of ``retrieval_batch_size`` questions.
+    Resumes after a kill at the last whole chunk of `questions_a_pass`.
 
     Args:
         questions: rows to retrieve for.
@@ -66,7 +68,7 @@ def retrieve(
 
     with Journal(journal_path, made_with=phase.key) as journal:
         require_space(output.parent, ranking_size(len(questions), len(journal), topk), f"{output} and its journal")
-        resume(journal, questions, lambda row: row.id, args.retrieval_batch_size, work, "retrieve")
+        resume(journal, questions, lambda row: row.id, questions_a_pass(args), work, "retrieve")
         rows = {row for question in questions for row in journal[question.id]["rows"]}
         ids = write_passages(retriever, sorted(rows), output)
         write_lines(output, (_candidates(question, journal[question.id], ids) for question in questions))
@@ -83,6 +85,15 @@ def retrieve(
 def ranking_size(questions: int, done: int, topk: int) -> int:
     """Bytes that a ranking still takes, in the journal for what is not done, and in the output."""
     return BYTES_A_PASSAGE * topk * (max(0, questions - done) + questions)
+
+
+def questions_a_pass(args: argparse.Namespace) -> int:
+    """How many questions are searched, and then kept, together.
+
+    ``retrieval_batch_size``; of a large index, which each search may have to read from the disk, many more.
+    """
+    large = os.path.getsize(args.index_path) >= LARGE_INDEX
+    return max(args.retrieval_batch_size, QUESTIONS_A_PASS if large else 0)
 
 
 def _candidates(question: Question, record: dict[str, Any], ids: Mapping[int, str]) -> Candidates:

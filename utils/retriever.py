@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import faiss
+import torch
 
+from utils.block_search import BlockIndex, stored_type
 from utils.config import SECRETS, UsageError
+from utils.devices import gpus
 from utils.encoder import TextEncoder
 from utils.files import parse_row
 from utils.flashrag_parts import DenseRetriever, set_default_instruction
@@ -18,7 +21,7 @@ from utils.rows import Passage
 class FlatRetriever(DenseRetriever):
     """FlashRAG's dense retriever with its traps closed.
 
-    - A Flat index is mapped, not read: wiki18's 65 GB need not fit into memory.
+    - A Flat index is mapped, not read: wiki18's 65 GB need not fit into memory, nor into a GPU's.
     - Index, corpus and encoder are checked against each other before the first query.
     - Neighbours that do not exist (faiss's -1) are left out instead of becoming the last passage.
     - Half precision only where it is faster; no remote code.
@@ -57,14 +60,19 @@ class FlatRetriever(DenseRetriever):
             )
 
     def load_index(self) -> None:
-        """Open the index: mapped if it can be, on the GPUs if asked for."""
-        if not self._mmap:
-            super().load_index()
-            return
+        """Open the index: mapped if it can be, by blocks where faiss would be slow, on the GPUs if asked for."""
         try:
-            self.index = faiss.read_index(self.index_path, faiss.IO_FLAG_MMAP_IFC)
+            index = faiss.read_index(self.index_path, faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError:  # an index type that cannot be mapped
-            self.index = faiss.read_index(self.index_path)
+            index = None
+        dtype = None if index is None else stored_type(index)
+        self.index: Any = index
+        if self.use_faiss_gpu and dtype is not None:
+            self.index = BlockIndex(self.index_path, gpus())
+        elif dtype == torch.float16:  # faiss would read the file once for every query
+            self.index = BlockIndex(self.index_path)
+        elif index is None or not self._mmap:
+            super().load_index()
 
     def load_model(self) -> None:
         """Load the query encoder, with the prefix that ``retrieval_method`` stands for."""

@@ -13,7 +13,7 @@ def _text(value: Any) -> Any:
 
 
 def _not_blank(value: str) -> str:
-    if not value.strip():
+    if not value or value.isspace():
         raise ValueError("must not be blank")
     return value
 
@@ -85,7 +85,7 @@ class PublishedScored(BaseModel):
     """A line of a ``score_cache.jsonl`` in the published format, best first."""
 
     query: Text
-    content: list[tuple[str, FiniteFloat]]
+    content: list[tuple[Text, FiniteFloat]]
 
 
 class TrainingGroup(BaseModel):

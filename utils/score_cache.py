@@ -11,19 +11,18 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from utils.config import UsageError
-from utils.files import LineIndex, parse_row
+from utils.files import parse_row
 from utils.fusion import descending, fuse
+from utils.line_index import LineIndex
 from utils.rows import PublishedScored, Scored
 
-BLOCK = 512  # questions fused together
+QUESTIONS_AT_ONCE = 256  # fused as arrays; memory holds so many, whatever the caches' length
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,45 @@ def is_published(cache: LineIndex) -> bool:
     return "content" in first
 
 
+def unscored(reason: LineIndex, retrieval: LineIndex) -> int:
+    """How many questions only the retrieval cache has."""
+    return sum(key not in reason for key in retrieval)
+
+
+def check_formats(reason: LineIndex, retrieval: LineIndex) -> None:
+    """Refuse two caches of different formats."""
+    if is_published(reason) != is_published(retrieval):
+        raise UsageError(f"{reason.path} and {retrieval.path} have different formats; make both by the same command")
+
+
+def fused_rankings(
+    keys: Iterable[str], reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]
+) -> Iterator[Ranked]:
+    """Join two caches by question and passage, fuse, and rank, a block of questions at a time.
+
+    Equal fused scores keep the order of the rationale cache, as in the published script.
+
+    Args:
+        keys: of the questions in the rationale cache.
+        reason: cache of rationale scores.
+        retrieval: cache of retrieval scores of the same questions and passages, in any order.
+        weight: as in `utils.fusion.fuse`.
+        counts: receives ``questions without any order`` (every score equal in both caches; left out),
+            ``constant score lists`` (one of the two; the other decides) and ``repeated passages`` (the
+            best-scored occurrence is kept).
+
+    Raises:
+        UsageError: a malformed line, a question that only the rationale cache has, or a question whose
+            passages differ between the caches.
+    """
+    questions = _shared_questions(keys, reason, retrieval, weight, counts)
+    while block := list(itertools.islice(questions, QUESTIONS_AT_ONCE)):
+        yield from _ranked(block, weight)
+
+
 @dataclass(frozen=True)
-class _Scored:
-    """One question's passages with both scores, in the rationale cache's order."""
+class _Question:
+    """One question's distinct passages, best rationale first, with both scores of each."""
 
     query_id: str | None
     query: str
@@ -59,48 +94,24 @@ class _Scored:
     retrieval: list[float]
 
 
-def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]) -> Iterator[Ranked]:
-    """Join two caches by question and passage, fuse, and rank, `BLOCK` questions at a time.
-
-    Equal fused scores keep the order of the rationale cache, as in the published script.
-
-    Args:
-        reason: cache of rationale scores; its order is the order of the output.
-        retrieval: cache of retrieval scores; questions that only it has are counted and left out.
-        weight: as in `utils.fusion.fuse`.
-        counts: receives ``questions without a rationale score``, ``questions without any order``
-            (every score equal in both caches; left out), ``constant score lists`` (one of the two;
-            the other decides) and ``repeated passages`` (the best-scored occurrence is kept).
-
-    Raises:
-        UsageError: a malformed line, mixed formats, a question that only the rationale cache has,
-            or a question whose passages differ between the caches.
-    """
-    if is_published(reason) != is_published(retrieval):
-        raise UsageError(f"{reason.path} and {retrieval.path} have different formats; make both by the same command")
-    counts["questions without a rationale score"] = sum(key not in reason for key in retrieval)
-    for _, alike in itertools.groupby(_joined(reason, retrieval, counts), key=lambda row: len(row.passages)):
-        while block := list(itertools.islice(alike, BLOCK)):
-            yield from _ranked(block, weight, counts)
+def _ranked(questions: list[_Question], weight: float) -> Iterator[Ranked]:
+    """Fuse and rank; questions of as many passages as each other are one array."""
+    by_size = defaultdict(list)
+    for place, question in enumerate(questions):
+        by_size[len(question.passages)].append(place)
+    orders: dict[int, list[int]] = {}
+    for places in by_size.values():
+        rationale, retrieval = ([getattr(questions[i], kind) for i in places] for kind in ("rationale", "retrieval"))
+        orders.update(zip(places, descending(fuse(rationale, retrieval, weight)).tolist(), strict=True))
+    for place, question in enumerate(questions):
+        yield Ranked(question.query_id, question.query, list(map(question.passages.__getitem__, orders[place])))
 
 
-def _ranked(block: list[_Scored], weight: float, counts: Counter[str]) -> Iterator[Ranked]:
-    """Fuse and rank questions with equally many passages."""
-    rationale, retrieval = np.array([row.rationale for row in block]), np.array([row.retrieval for row in block])
-    # A list of weight 0 takes no part in the order.
-    deciding = [scores for scores, w in ((rationale, weight), (retrieval, 1 - weight)) if w]
-    flat = np.stack([scores.min(axis=1) == scores.max(axis=1) for scores in deciding])
-    nothing = np.asarray(flat.all(axis=0))
-    counts["questions without any order"] += int(nothing.sum())
-    counts["constant score lists"] += int(flat[:, ~nothing].sum())
-    orders = descending(fuse(rationale, retrieval, weight)).tolist()
-    for row, order, without in zip(block, orders, nothing, strict=True):
-        if not without:
-            yield Ranked(row.query_id, row.query, [row.passages[i] for i in order])
-
-
-def _joined(reason: LineIndex, retrieval: LineIndex, counts: Counter[str]) -> Iterator[_Scored]:
-    for key in reason:
+def _shared_questions(
+    keys: Iterable[str], reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]
+) -> Iterator[_Question]:
+    """The questions that have an order, joined from both caches."""
+    for key in keys:
         where, raw = reason[key]
         if key not in retrieval:
             raise UsageError(
@@ -116,24 +127,31 @@ def _joined(reason: LineIndex, retrieval: LineIndex, counts: Counter[str]) -> It
                 f"{where} and {other_where}: {differing} passages stand in one cache only; "
                 "both caches must come from the same train_docs file"
             )
-        passages = list(rationale)
-        yield _Scored(query_id, query, passages, list(rationale.values()), [retrieved[name] for name in passages])
+        lists = [list(rationale.values()), [retrieved[passage] for passage in rationale]]
+        # A list of weight 0 takes no part in the order.
+        flat = [min(scores) == max(scores) for scores, w in zip(lists, (weight, 1 - weight), strict=True) if w]
+        if all(flat):
+            counts["questions without any order"] += 1
+            continue
+        counts["constant score lists"] += sum(flat)
+        yield _Question(query_id, query, list(rationale), lists[0], lists[1])
 
 
 def _scores(raw: dict[str, Any], where: str, counts: Counter[str]) -> tuple[str | None, str, dict[str, float]]:
     """Question id, question, and passage -> score, best first."""
     if "content" in raw:
         published = parse_row(raw, PublishedScored, where)
-        query_id, query, pairs = None, published.query, published.content
+        query_id, query = None, published.query
+        passages, scores = [passage for passage, _ in published.content], [score for _, score in published.content]
     else:
         own = parse_row(raw, Scored, where)
-        query_id, query, pairs = own.id, own.query, list(zip(own.passage_ids, own.scores, strict=True))
-    if not pairs:
+        query_id, query, passages, scores = own.id, own.query, own.passage_ids, own.scores
+    if not passages:
         raise UsageError(f"{where}: the question has no passages")
-    best_first = sorted(pairs, key=operator.itemgetter(1), reverse=True)
-    scores = dict(best_first)
-    if len(scores) < len(pairs):  # of a passage that stands twice the better score counts, and its place
-        best = dict(reversed(best_first))
-        scores = {passage: best[passage] for passage, _ in best_first}
-    counts["repeated passages"] += len(pairs) - len(scores)
-    return query_id, query, scores
+    found = dict(zip(passages, scores, strict=True))
+    if len(found) < len(passages) or any(map(operator.lt, scores, scores[1:])):
+        found = {}
+        for passage, score in sorted(zip(passages, scores, strict=True), key=lambda pair: -pair[1]):
+            found.setdefault(passage, score)
+    counts["repeated passages"] += len(passages) - len(found)
+    return query_id, query, found

@@ -7,17 +7,28 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from utils.answers import has_answer
 from utils.config import UsageError
-from utils.files import LineIndex, write_lines
+from utils.files import atomic, dump_line
+from utils.line_index import LineIndex
 from utils.manifest import Phase
+from utils.parallel import map_chunks
 from utils.passages import PassageTexts
 from utils.rows import TrainingGroup
 from utils.sampling import SAMPLERS, passages_needed
-from utils.score_cache import Ranked, fused_rankings, is_published, open_cache
+from utils.score_cache import (
+    QUESTIONS_AT_ONCE,
+    Ranked,
+    check_formats,
+    fused_rankings,
+    is_published,
+    open_cache,
+    unscored,
+)
 
 PathLike = str | os.PathLike[str]
 
@@ -28,7 +39,7 @@ def training_groups(
     topk: int,
     counts: Counter[str],
     texts: PassageTexts | None = None,
-    answer_in: Callable[[str, str], bool] | None = None,
+    answers_of: Callable[[str], list[str]] | None = None,
 ) -> Iterator[TrainingGroup]:
     """Sample groups from the first ``topk`` passages of each ranking.
 
@@ -40,29 +51,41 @@ def training_groups(
         sampling: a key of `utils.sampling.SAMPLERS`.
         topk: passages kept.
         counts: receives ``questions with too few passages`` (left out), ``repeated passages``,
-            ``positives``, ``negatives`` and, with ``answer_in``, those of each ``with an answer``.
-        texts: of the passages in the rankings; None where these are texts themselves.
-        answer_in: ``(question id, text) -> bool``, to count passages that contain an answer.
+            ``positives``, ``negatives`` and, with ``answers_of``, those of each ``with an answer``.
+        texts: by passage id; None if the rankings hold the texts themselves.
+        answers_of: the answers of a question id, to count passages that contain one.
     """
     needed = passages_needed(sampling, topk)
-    original: Callable[[str], str] = texts.original if texts else str
+    text_of = str if texts is None else texts.__getitem__
     for ranking in rankings:
-        kept: dict[str, None] = {}
-        for passage in map(original, ranking.passages):
-            counts["repeated passages"] += passage in kept
-            kept[passage] = None
-            if len(kept) == topk:
-                break
+        kept, repeated = _distinct(ranking.passages, topk, texts)
+        counts["repeated passages"] += repeated
         if len(kept) < needed:
             counts["questions with too few passages"] += 1
             continue
-        for group in SAMPLERS[sampling](list(kept)):
-            positives, negatives = ([texts[name] if texts else name for name in chosen] for chosen in group)
-            for kind, chosen in (("positives", positives), ("negatives", negatives)):
-                counts[kind] += len(chosen)
-                if answer_in and ranking.query_id is not None:
-                    counts[f"{kind} with an answer"] += sum(answer_in(ranking.query_id, text) for text in chosen)
-            yield TrainingGroup(query=ranking.query, pos=positives, neg=negatives)
+        groups = SAMPLERS[sampling](kept)
+        chosen = set(itertools.chain.from_iterable(positives + negatives for positives, negatives in groups))
+        text = {passage: text_of(passage) for passage in chosen}
+        answers = answers_of(ranking.query_id) if answers_of and ranking.query_id is not None else None
+        correct = {p for p in chosen if has_answer(answers, text[p])} if answers is not None else None
+        for positives, negatives in groups:
+            for kind, part in (("positives", positives), ("negatives", negatives)):
+                counts[kind] += len(part)
+                if correct is not None:
+                    counts[f"{kind} with an answer"] += sum(passage in correct for passage in part)
+            yield TrainingGroup(query=ranking.query, pos=[text[p] for p in positives], neg=[text[p] for p in negatives])
+
+
+def _distinct(passages: list[str], topk: int, texts: PassageTexts | None) -> tuple[list[str], int]:
+    """The first ``topk`` passages of different texts, and how many of equal text stand between them."""
+    if texts is None or texts.all_differ(passages[:topk]):
+        return passages[:topk], 0
+    by_text: dict[str, str] = {}
+    seen = 0
+    while seen < len(passages) and len(by_text) < topk:
+        by_text.setdefault(texts[passages[seen]], passages[seen])
+        seen += 1
+    return list(by_text.values()), seen - len(by_text)
 
 
 def write_training_file(
@@ -105,13 +128,18 @@ def write_training_file(
     reason = open_cache(reason_cache, make.format("reason"))
     retrieval = open_cache(retrieval_cache, make.format("retrieval"))
     texts = None if is_published(reason) else PassageTexts(passages)
-    counts: Counter[str] = Counter()
-    rankings = tqdm(fused_rankings(reason, retrieval, weight, counts), total=len(reason), desc="fuse", unit="question")
-    groups = training_groups(rankings, sampling, topk, counts, texts, _answer_matcher(docs))
-    first = next(groups, None)
-    if first is None:
-        raise UsageError(f"no training line could be made of {reason_cache} and {retrieval_cache}: {dict(counts)}")
-    rows = write_lines(output, itertools.chain([first], groups))
+    check_formats(reason, retrieval)
+    made = (reason, retrieval, texts, _golden_answers(docs), weight, sampling, topk)
+    counts: Counter[str] = Counter({"questions without a rationale score": unscored(reason, retrieval)})
+    with atomic(output) as handle, tqdm(total=len(reason), desc="fuse", unit="question") as bar:
+        for lines, part in map_chunks(_lines, reason, QUESTIONS_AT_ONCE, _inherit, made):
+            handle.write(lines)
+            counts.update(part)
+            bar.update(part["questions"])
+        rows = counts.pop("lines")
+        del counts["questions"]
+        if not rows:
+            raise UsageError(f"no training line could be made of {reason_cache} and {retrieval_cache}: {dict(counts)}")
     kinds = [kind + suffix for kind in ("positives", "negatives") for suffix in ("", " with an answer")]
     facts = {fact: counts.pop(fact) for fact in ("constant score lists", *kinds) if fact in counts}
     if all(kind in facts for kind in kinds):
@@ -122,13 +150,26 @@ def write_training_file(
     phase.finish(rows, counts, facts=facts)
 
 
-def _answer_matcher(docs: PathLike) -> Callable[[str, str], bool] | None:
-    """``(question id, text) -> bool``, if the questions' answers are at hand."""
+_inherited: list[Any] = []  # of a process: what `_lines` works on
+
+
+def _inherit(*made: Any) -> None:
+    _inherited[:] = made
+
+
+def _lines(keys: list[str]) -> tuple[bytes, Counter[str]]:
+    """The training lines of some questions of the rationale cache, and what there is to count."""
+    reason, retrieval, texts, answers_of, weight, sampling, topk = _inherited
+    counts = Counter({"questions": len(keys)})
+    rankings = fused_rankings(keys, reason, retrieval, weight, counts)
+    lines = [dump_line(group) for group in training_groups(rankings, sampling, topk, counts, texts, answers_of)]
+    counts["lines"] = len(lines)
+    return b"".join(lines), counts
+
+
+def _golden_answers(docs: PathLike) -> Callable[[str], list[str]] | None:
+    """The answers of a question id, none if it is unknown; None if no answers are at hand."""
     if not Path(docs).exists():
         return None
     candidates = LineIndex(docs, lambda row: str(row["id"]))
-
-    def answer_in(query_id: str, text: str) -> bool:
-        return query_id in candidates and has_answer(candidates[query_id][1]["golden_answers"], text)
-
-    return answer_in
+    return lambda query_id: candidates[query_id][1]["golden_answers"] if query_id in candidates else []

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.files import LineIndex, parse_row, read_jsonl, read_rows
+from utils.files import parse_row, read_jsonl, read_rows
 from utils.fusion import descending, fuse
+from utils.line_index import LineIndex
 from utils.metrics import relevance
 from utils.passages import PassageTexts, passages_path
 from utils.plan import Plan, Run

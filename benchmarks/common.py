@@ -1,0 +1,172 @@
+"""What the benchmarks share: two ways side by side in one run, medians and spreads, a JSON file of each."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.provenance import commit, machine, versions  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results")
+DATA_HINT = "make the data first: bash reproduce.sh --only_data"
+
+
+def arguments(doc: str | None, **sizes: int) -> argparse.Namespace:
+    """``--device``, ``--repeats``, and a flag for each size."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="times each way is measured, in turn [3]")
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    args = parser.parse_args()
+    if args.device == "cpu":
+        import os
+
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return args
+
+
+def side_by_side(ways: dict[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> dict[str, Any]:
+    """Measure each way ``repeats`` times, in turn, so that a slow minute of the machine meets all of them.
+
+    Returns:
+        ``seconds``: for each way median, least and most; ``ratio``: each other way's seconds over the last's, of
+        each turn, as median, least and most.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + warm_up):
+        for name, way in ways.items():
+            gc.collect()
+            started = time.perf_counter()
+            way()
+            _synchronise()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    *others, last = seconds
+    return {
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "ratio": {name: spread([a / b for a, b in zip(seconds[name], seconds[last], strict=True)]) for name in others},
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
+
+
+def peak_memory(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak MiB of a process and its children, run to its end."""
+    started = time.perf_counter()
+    code = (
+        "import resource, subprocess, sys\n"
+        "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+        "sys.exit(code)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
+    return time.perf_counter() - started, int(found.stdout.split()[-1]) / 1024
+
+
+def own_peak() -> float:
+    """Peak MiB of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def save(script: str, result: dict[str, Any]) -> None:
+    """Print the result and write it to ``results/SCRIPT[_DEVICE].json`` with what it was measured on."""
+    name = Path(script).stem + ("_cuda" if result.get("device") == "cuda" else "")
+    record = {
+        "benchmark": name,
+        **result,
+        "command": " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]]),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "commit": commit(),
+        "versions": versions(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(_rounded(record), indent=2)
+    print(text)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _synchronise() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def passages(count: int) -> list[str]:
+    """Texts of the quickstart's corpus, repeated with a number before them if there are too few."""
+    path = ROOT / "indexes/quickstart/corpus.jsonl"
+    if not path.exists():
+        sys.exit(f"{path} is missing; {DATA_HINT}")
+    texts = [json.loads(line)["contents"] for line in path.read_bytes().splitlines()]
+    return [texts[i % len(texts)] if i < len(texts) else f"{i} {texts[i % len(texts)]}" for i in range(count)]
+
+
+def questions(count: int) -> list[str]:
+    """Questions of the quickstart, repeated if there are too few."""
+    path = ROOT / "dataset/quickstart_nq/train.jsonl"
+    if not path.exists():
+        sys.exit(f"{path} is missing; {DATA_HINT}")
+    texts = [json.loads(line)["question"] for line in path.read_bytes().splitlines()]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+def minilm() -> str:
+    """Folder of MiniLM-L6, the encoder and cross-encoder of the CPU benchmarks."""
+    from quickstart.models import minilm_path
+
+    return str(minilm_path())
+
+
+def shaped(kind: str, folder: Path) -> Path:
+    """A randomly initialised model of the size of BGE-M3 (``encoder``) or bge-reranker-base (``reranker``).
+
+    Its sizes are those of the published configurations; the tokenizer is MiniLM's, whose ids all lie in
+    the larger vocabulary.
+    """
+    import torch
+    import transformers
+
+    target = folder / kind
+    if (target / "config.json").exists():
+        return target
+    sizes = {"encoder": (1024, 24, 16, 4096, 8194), "reranker": (768, 12, 12, 3072, 514)}
+    hidden, layers, heads, inner, positions = sizes[kind]
+    torch.manual_seed(0)
+    config = transformers.XLMRobertaConfig(
+        vocab_size=250_002, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=inner, max_position_embeddings=positions, type_vocab_size=1, num_labels=1,
+        pad_token_id=0, bos_token_id=101, eos_token_id=102,
+    )  # fmt: skip
+    model: Any = (
+        transformers.XLMRobertaModel(config)
+        if kind == "encoder"
+        else transformers.XLMRobertaForSequenceClassification(config)
+    )
+    model.save_pretrained(target)
+    transformers.AutoTokenizer.from_pretrained(minilm()).save_pretrained(target)
+    return target

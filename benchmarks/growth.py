@@ -1,0 +1,103 @@
+"""How the time of a phase grows with questions, passages and corpus, at three sizes each; a plot of them.
+
+python benchmarks/growth.py        (results/growth.json and docs/growth.svg)
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from common import ROOT, arguments, minilm, passages, save
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def fusion_seconds(questions: int) -> float:
+    """Fusion and sampling of so many questions with 50 passages each."""
+    import fusion
+
+    with tempfile.TemporaryDirectory() as name:
+        fusion.make(Path(name), questions)
+        return seconds(lambda: fusion.ours(Path(name)))
+
+
+def rationale_seconds(rows: int) -> float:
+    """Rationales of so many questions, 64 in flight, a server with 0.5 s."""
+    import rationales
+
+    server, url = rationales.start_server()
+    try:
+        return rationales.run(url, rows, 64)[0]
+    finally:
+        server.kill()
+
+
+def index_seconds(count: int) -> float:
+    """An index of so many passages, start-up included."""
+    with tempfile.TemporaryDirectory() as name:
+        corpus = Path(name) / "corpus.jsonl"
+        rows = (json.dumps({"id": str(i), "contents": text}) for i, text in enumerate(passages(count)))
+        corpus.write_text("".join(row + "\n" for row in rows))
+        words = ["--retrieval_method", "minilm", "--retriever_path", minilm(), "--corpus_path", str(corpus)]
+        words += ["--index_path", f"{name}/flat.index", "--index_max_length", "256"]
+        command = [sys.executable, str(ROOT / "build_index.py"), *words]
+        return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+
+
+def search_seconds(vectors: int) -> float:
+    """256 queries over a mapped Flat index of so many vectors."""
+    import faiss
+    import search
+
+    with tempfile.TemporaryDirectory() as name:
+        path = search.make(Path(name), vectors)["fp32"]
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        queries = np.random.default_rng(1).standard_normal((256, index.d), dtype=np.float32)
+        index.search(queries, 50)
+        return seconds(lambda: index.search(queries, 50))
+
+
+GROWTH: dict[str, tuple[str, Callable[[int], float], tuple[int, int, int]]] = {
+    "rationale requests": ("questions", rationale_seconds, (500, 1500, 4500)),
+    "fusion": ("questions", fusion_seconds, (2000, 6000, 20_000)),
+    "index": ("passages", index_seconds, (2000, 4000, 8000)),
+    "Flat search": ("vectors", search_seconds, (50_000, 150_000, 450_000)),
+}
+
+
+def plot(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """A panel a phase, both axes logarithmic: what grows in proportion is a line of slope one."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(found), figsize=(3.2 * len(found), 3), layout="constrained")
+    for panel, (name, curve) in zip(panels, found.items(), strict=True):
+        panel.loglog(curve["sizes"], curve["seconds"], "o-")
+        panel.set(title=name, xlabel=GROWTH[name][0], ylabel="seconds")
+        panel.grid(visible=True, alpha=0.3)
+    figure.savefig(path)
+
+
+def main() -> None:
+    arguments(__doc__)
+    found = {
+        name: {"sizes": list(sizes), "seconds": [measure(size) for size in sizes]}
+        for name, (_, measure, sizes) in GROWTH.items()
+    }
+    plot(found, ROOT / "docs/growth.svg")
+    save(__file__, {"n": 3, "growth": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""An OpenAI-compatible server whose answers take log-normal time, for benchmarks/rationales.py; prints its port.
+
+    python benchmarks/latency_server.py 0.5
+
+One process, asyncio streams and as little HTTP as clients need, so that the client is what is measured.
+"""
+
+import asyncio
+import json
+import math
+import random
+import sys
+
+MEAN = float(sys.argv[1])
+SIGMA = 0.5
+CHANCE = random.Random(0)
+ANSWER = {
+    "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "because " * 60}}],
+    "usage": {"prompt_tokens": 60, "completion_tokens": 60, "total_tokens": 120},
+}  # fmt: skip
+BODY = json.dumps(ANSWER).encode()
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.split(b":")[1]))
+            await asyncio.sleep(CHANCE.lognormvariate(math.log(MEAN) - SIGMA**2 / 2, SIGMA))
+            writer.write(REPLY)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+
+async def main() -> None:
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,104 @@
+"""Rationale requests against the ideal, concurrency over mean latency, and their memory against 64 processes.
+
+    python benchmarks/rationales.py
+    python benchmarks/rationales.py --memory_rows 100000     (four minutes more)
+
+llm_generation.py as a process against a server with log-normal latency of 0.5 s in the mean, start-up, ramp and the
+last answers included. The published script's way is a pool of 64 processes, each with the openai client.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, arguments, save
+
+LATENCY = 0.5
+POOL = """
+import multiprocessing, os, sys
+def ask(question):
+    global client
+    if "client" not in globals():
+        from openai import OpenAI
+        client = OpenAI(api_key="none", base_url=sys.argv[1])
+    found = client.chat.completions.create(model="m", messages=[{"role": "user", "content": question}])
+    return found.choices[0].message.content
+if __name__ == "__main__":
+    with multiprocessing.Pool(64) as pool:
+        pool.map(ask, [f"question {i}" for i in range(640)])
+"""
+
+
+def tree_memory(process: subprocess.Popen) -> float:
+    """Most MiB that a process and its children hold at one time, shared pages counted once (PSS)."""
+    most = 0.0
+    while process.poll() is None:
+        total = 0.0
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = status.read_text().rpartition(")")[2].split()
+                if int(status.parent.name) == process.pid or int(fields[1]) == process.pid:
+                    rollup = (status.parent / "smaps_rollup").read_text()
+                    total += (
+                        next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+                    )
+            except (OSError, StopIteration):
+                continue
+        most = max(most, total)
+        time.sleep(0.25)
+    return most
+
+
+def start_server() -> tuple[subprocess.Popen, str]:
+    """The server's process, to be killed, and its address."""
+    words = [sys.executable, Path(__file__).with_name("latency_server.py"), str(LATENCY)]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    return server, f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+
+
+def run(url: str, rows: int, concurrency: int) -> tuple[float, float]:
+    """Seconds between the first and the last answer, and peak MiB."""
+    with tempfile.TemporaryDirectory() as name:
+        train = Path(name) / "dataset/own/train.jsonl"
+        train.parent.mkdir(parents=True)
+        with open(train, "w") as out:
+            for i in range(rows):
+                out.write(
+                    json.dumps({"id": i, "question": f"what is number {i} and why", "golden_answers": [f"{i}"]}) + "\n"
+                )
+        words = ["--dataset", "own", "--train_questions", "0", "--base_url", url, "--concurrency", str(concurrency)]
+        command = [sys.executable, str(ROOT / "llm_generation.py"), *words]
+        process = subprocess.Popen(command, cwd=name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        journal = train.parent / "reason/requests.journal.jsonl"
+        while not journal.exists():
+            time.sleep(0.01)
+        started = time.perf_counter()
+        peak = tree_memory(process)
+        return time.perf_counter() - started, peak
+
+
+def main() -> None:
+    args = arguments(__doc__, rounds=60, memory_rows=10_000)
+    server, url = start_server()
+    result: dict = {"rounds": args.rounds, "reached": {}, "requests/s": {}, "peak MiB": {}}
+    try:
+        for concurrency in (16, 64, 256):
+            rows = concurrency * args.rounds
+            seconds, peak = run(url, rows, concurrency)
+            result["requests/s"][str(concurrency)] = rows / seconds
+            result["reached"][str(concurrency)] = rows / seconds / (concurrency / LATENCY)
+            result["peak MiB"][f"{rows} rows, {concurrency} in flight"] = peak
+        for rows in (1000, args.memory_rows):
+            result["peak MiB"][f"{rows} rows, 256 in flight"] = run(url, rows, 256)[1]
+        pool = subprocess.Popen([sys.executable, "-c", POOL, url], stdout=subprocess.DEVNULL)
+        result["peak MiB"]["pool of 64 processes, 640 rows"] = tree_memory(pool)
+    finally:
+        server.kill()
+    save(__file__, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Reranking against FlashRAG's CrossReranker: same model, same pairs.
+
+python benchmarks/rerank.py --questions 20          (MiniLM-L6 with a random head)
+python benchmarks/rerank.py --device cuda --questions 2000     (bge-reranker-base's size, random weights)
+"""
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+from common import arguments, minilm, passages, questions, save, shaped, side_by_side
+
+TOPK = 20
+
+
+def main() -> None:
+    args = arguments(__doc__, questions=20)
+    import torch
+    import transformers
+
+    from utils.reranker import LengthSortedReranker  # isort: skip (it keeps torch's threads from FlashRAG's import)
+    from flashrag.retriever.reranker import CrossReranker
+
+    cores = torch.get_num_threads()
+
+    with tempfile.TemporaryDirectory() as name:
+        if args.device == "cuda":
+            model = shaped("reranker", Path(name))
+        else:
+            torch.manual_seed(0)
+            model = Path(name)
+            found = transformers.AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=1)
+            found.save_pretrained(model)
+            transformers.AutoTokenizer.from_pretrained(minilm()).save_pretrained(model)
+        settings = {
+            "rerank_model_name": "bench", "rerank_model_path": str(model), "rerank_topk": TOPK,
+            "rerank_max_length": 512,
+            "rerank_batch_size": 64, "rerank_use_fp16": True, "device": args.device, "trust_remote_code": [],
+        }  # fmt: skip
+        theirs, ours = CrossReranker(settings), LengthSortedReranker(SimpleNamespace(**settings))
+        texts = passages(args.questions * TOPK)
+        docs = [[{"contents": text} for text in texts[i :: args.questions]] for i in range(args.questions)]
+        asked = [f"{i} {text}" for i, text in enumerate(questions(args.questions))]
+        kept: dict[str, list] = {}
+
+        def rank(way: str, reranker: object, threads: int) -> None:
+            torch.set_num_threads(threads)
+            kept[way] = reranker.rerank(asked, docs, topk=TOPK)[0]
+
+        ways = {
+            "FlashRAG": lambda: rank("theirs", theirs, 1),  # what its import sets on a CPU
+            "FlashRAG with all threads": lambda: rank("theirs", theirs, cores),
+            "ours": lambda: rank("ours", ours, cores),
+        }
+        measured = side_by_side(ways, args.repeats)
+    same = [
+        len({d["contents"] for d in a[:5]} & {d["contents"] for d in b[:5]}) / 5
+        for a, b in zip(kept["theirs"], kept["ours"], strict=True)
+    ]
+    pairs = args.questions * TOPK
+    rate = {way: pairs / found["median"] for way, found in measured["seconds"].items()}
+    save(
+        __file__,
+        {"device": args.device, "n": pairs, **measured, "pairs/s": rate, "top-5 overlap": sum(same) / len(same)},
+    )
+
+
+if __name__ == "__main__":
+    main()
