@@ -44,8 +44,7 @@ def test_equal_to_faiss_and_of_equal_scores_the_first(
     path = write_index(tmp_path_factory.mktemp("index"), rows, storage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils.block_search, "MOST_ROWS", block)
-        patch.setattr(utils.block_search, "_gpu_takes", lambda *_: kept)
-        scores, found = BlockIndex(path).search(asked, topk)
+        scores, found = BlockIndex(path, keep=kept).search(asked, topk)
     expected, theirs = faiss.read_index(str(path)).search(asked, topk)
     assert (scores.dtype, found.dtype) == (expected.dtype, theirs.dtype)
     np.testing.assert_array_equal(scores, expected)

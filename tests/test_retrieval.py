@@ -38,11 +38,27 @@ def test_same_passages_and_scores_as_flashrags_retriever(retrieval_args):
     np.testing.assert_allclose(our_scores, their_scores, atol=1e-5)
 
 
-def test_an_index_in_half_precision_is_searched_by_blocks_and_read_by_flashrag(retrieval_args, index, tmp_path):
+def test_an_index_of_another_kind_is_searched_by_faiss(retrieval_args, index, tmp_path):
+    import faiss
+
+    from utils.retriever import FlatRetriever
+
+    rows = faiss.read_index(str(index)).reconstruct_n(0, 60)
+    other = faiss.index_factory(32, "HNSW8", faiss.METRIC_INNER_PRODUCT)
+    other.add(rows)
+    faiss.write_index(other, str(tmp_path / "other.index"))
+    flat = FlatRetriever(retrieval_args, 3).batch_search(["the river"])
+    retrieval_args.index_path = str(tmp_path / "other.index")
+    for retrieval_args.faiss_mmap in (True, False):
+        retriever = FlatRetriever(retrieval_args, 3)
+        assert isinstance(retriever.index, faiss.IndexHNSW)
+        assert retriever.batch_search(["the river"])[0][0] == flat[0][0]
+
+
+def test_an_index_in_half_precision_is_read_by_flashrag(retrieval_args, index, tmp_path):
     import faiss
     from flashrag.retriever.retriever import DenseRetriever
 
-    from utils.block_search import BlockIndex
     from utils.index import join_shards
     from utils.retriever import FlatRetriever
 
@@ -51,9 +67,7 @@ def test_an_index_in_half_precision_is_searched_by_blocks_and_read_by_flashrag(r
     texts = [row.question for row in rows(9)]
     whole, scores = FlatRetriever(retrieval_args, 10).batch_search(texts, return_score=True)
     retrieval_args.index_path = str(tmp_path / "half.index")
-    retriever = FlatRetriever(retrieval_args, 10)
-    assert isinstance(retriever.index, BlockIndex)
-    half, half_scores = retriever.batch_search(texts, return_score=True)
+    half, half_scores = FlatRetriever(retrieval_args, 10).batch_search(texts, return_score=True)
     theirs = DenseRetriever(flashrag_config(retrieval_args, 10)).batch_search(texts)
     np.testing.assert_allclose(half_scores, scores, atol=1e-3)
     kept = [len({doc["id"] for doc in a} & {doc["id"] for doc in b}) for a, b in zip(half, whole, strict=True)]

@@ -34,15 +34,20 @@ def stored_type(index: Any) -> torch.dtype | None:
 class BlockIndex:
     """The vectors of an index file, of which a search reads each once, whatever the number of queries.
 
-    Memory holds two blocks and the scores of one. On GPUs the vectors stay if they fit there, else the blocks
-    pass through. Scores are computed in fp32. Of equal scores the earlier row comes first.
+    Memory holds two blocks and the scores of one; faiss's memory map of a file beyond memory is read ten times
+    slower. On GPUs the vectors stay if they fit there, else the blocks pass through. Scores are computed in fp32.
+    Of equal scores the earlier row comes first.
 
     Args:
         path: a file of which `stored_type` knows the type.
         devices: torch's names; blocks go to them in turn.
+        keep: hold the vectors in memory.
+
+    Raises:
+        UsageError: an index of another type.
     """
 
-    def __init__(self, path: str | os.PathLike[str], devices: Sequence[str] = ("cpu",)) -> None:
+    def __init__(self, path: str | os.PathLike[str], devices: Sequence[str] = ("cpu",), keep: bool = False) -> None:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         dtype = stored_type(index)
         if dtype is None:
@@ -52,7 +57,7 @@ class BlockIndex:
         size = self.ntotal * self.d * dtype.itemsize
         self._offset = os.path.getsize(path) - size  # both kinds of file end with the vectors
         self._kept: list[tuple[int, torch.Tensor]] = []
-        if all(_gpu_takes(device, size / len(devices)) for device in devices):
+        if keep or all(_gpu_takes(device, size / len(devices)) for device in devices):
             self._kept = [(start, block.clone()) for start, block in self._read(MOST_ROWS)]
 
     def search(self, queries: NDArray[np.float32], topk: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -116,15 +121,16 @@ def best_columns(scores: torch.Tensor, count: int) -> torch.Tensor:
         scores: shape ``(rows, columns)``.
         count: columns a row, or as many as there are.
     """
-    values, columns = scores.topk(min(count, scores.shape[1]), dim=1)
-    least = values[:, -1:]
+    width = min(count, scores.shape[1])
+    values, columns = scores.topk(min(width + 1, scores.shape[1]), dim=1)
+    least, columns = values[:, width - 1 : width], columns[:, :width]
     # topk takes any of the scores that equal the last one; where it had a choice, it is made again.
-    torn = (scores >= least).sum(dim=1) > columns.shape[1]
+    torn = (values[:, width:] == least).any(dim=1)
     if torn.any():
         scores, least = scores[torn], least[torn]
         above, equal = scores > least, scores == least
-        chosen = above | (equal & (equal.cumsum(dim=1) <= columns.shape[1] - above.sum(dim=1, keepdim=True)))
-        columns[torn] = chosen.nonzero()[:, 1].reshape(-1, columns.shape[1])
+        chosen = above | (equal & (equal.cumsum(dim=1) <= width - above.sum(dim=1, keepdim=True)))
+        columns[torn] = chosen.nonzero()[:, 1].reshape(-1, width)
     return columns
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import faiss
-import torch
 
 from utils.block_search import BlockIndex, stored_type
 from utils.config import SECRETS, UsageError
@@ -21,7 +21,7 @@ from utils.rows import Passage
 class FlatRetriever(DenseRetriever):
     """FlashRAG's dense retriever with its traps closed.
 
-    - A Flat index is mapped, not read: wiki18's 65 GB need not fit into memory, nor into a GPU's.
+    - A Flat index is searched block by block: wiki18's 65 GB need not fit into memory, nor into a GPU's.
     - Index, corpus and encoder are checked against each other before the first query.
     - Neighbours that do not exist (faiss's -1) are left out instead of becoming the last passage.
     - Half precision only where it is faster; no remote code.
@@ -34,7 +34,7 @@ class FlatRetriever(DenseRetriever):
 
     def __init__(self, args: argparse.Namespace, topk: int, queries: int = 0) -> None:
         self._queries = queries
-        self._mmap = args.faiss_mmap and not args.faiss_gpu
+        self._mmap = args.faiss_mmap
         self._trust = args.retriever_path in args.trust_remote_code
         super().__init__(
             {
@@ -60,18 +60,14 @@ class FlatRetriever(DenseRetriever):
             )
 
     def load_index(self) -> None:
-        """Open the index: mapped if it can be, by blocks where faiss would be slow, on the GPUs if asked for."""
-        try:
-            index = faiss.read_index(self.index_path, faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError:  # an index type that cannot be mapped
-            index = None
-        dtype = None if index is None else stored_type(index)
-        self.index: Any = index
-        if self.use_faiss_gpu and dtype is not None:
-            self.index = BlockIndex(self.index_path, gpus())
-        elif dtype == torch.float16:  # faiss would read the file once for every query
-            self.index = BlockIndex(self.index_path)
-        elif index is None or not self._mmap:
+        """Open a Flat index for the search by blocks, one of another kind by faiss, mapped if it can be."""
+        self.index: Any = None
+        with contextlib.suppress(RuntimeError):  # of an index that cannot be mapped
+            self.index = faiss.read_index(self.index_path, faiss.IO_FLAG_MMAP_IFC)
+        if self.index is not None and stored_type(self.index) is not None:
+            devices = gpus() if self.use_faiss_gpu else ["cpu"]
+            self.index = BlockIndex(self.index_path, devices, keep=not (self._mmap or self.use_faiss_gpu))
+        elif self.index is None or not self._mmap or self.use_faiss_gpu:
             super().load_index()
 
     def load_model(self) -> None:
