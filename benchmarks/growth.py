@@ -54,13 +54,14 @@ def index_seconds(count: int) -> float:
 
 
 def search_seconds(vectors: int) -> float:
-    """256 queries over a mapped Flat index of so many vectors."""
-    import faiss
+    """256 queries over a Flat index of so many vectors, read from its file."""
     import search
 
+    from utils.block_search import BlockIndex
+
     with tempfile.TemporaryDirectory() as name:
-        path = search.make(Path(name), vectors)["fp32"]
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        path = search.make(Path(name) / "flat.index", vectors)
+        index = BlockIndex(path)
         queries = np.random.default_rng(1).standard_normal((256, index.d), dtype=np.float32)
         index.search(queries, 50)
         return seconds(lambda: index.search(queries, 50))

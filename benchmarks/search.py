@@ -2,12 +2,14 @@
 
 python benchmarks/search.py --vectors 200000
 python benchmarks/search.py --vectors 2000000 --limit 1500     (an index of 3 GB under 1.5 GB of memory)
+python benchmarks/search.py --device cuda --vectors 21015324 --dimension 768 --queries 4096     (wiki18's size, 32 GB)
 
 The limit is a memory cgroup's where this user may make one, and then holds for the file's cached pages as well;
 else RLIMIT_DATA's, which holds for what a process allocates, not for the pages of a mapped file. The recall of fp16
 is taken on the quickstart's passages and questions, encoded by MiniLM.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import DATA_HINT, ROOT, arguments, minilm, questions, save, side_by_side
@@ -40,22 +43,17 @@ print(json.dumps({"seconds": time.perf_counter() - started, "times read": (read(
 """
 
 
-def make(folder: Path, vectors: int) -> dict[str, Path]:
-    """Indexes of the same random unit vectors in both storages, written a block at a time."""
-    from utils.index import STORAGE, join_shards
+def make(path: Path, vectors: int, dimension: int = DIMENSION, storage: str = "fp32") -> Path:
+    """An index of random unit vectors, the same ones in both storages, written a block at a time."""
+    from utils.index import STORAGE, index_header
 
     chance = np.random.default_rng(0)
-    shards = []
-    for start in range(0, vectors, 100_000):
-        rows = chance.standard_normal((min(100_000, vectors - start), DIMENSION), dtype=np.float32)
-        shards.append(folder / f"{start}.npy")
-        np.save(shards[-1], rows / np.linalg.norm(rows, axis=1, keepdims=True))
-    paths = {storage: folder / f"{storage}.index" for storage in STORAGE}
-    for storage, path in paths.items():
-        join_shards(shards, DIMENSION, path, storage)
-    for shard in shards:
-        shard.unlink()
-    return paths
+    with open(path, "wb") as out:
+        out.write(index_header(dimension, vectors, storage))
+        for start in range(0, vectors, 100_000):
+            rows = chance.standard_normal((min(100_000, vectors - start), dimension), dtype=np.float32)
+            out.write((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(STORAGE[storage]).data)
+    return path
 
 
 def recall() -> dict[str, float]:
@@ -116,53 +114,84 @@ def limited(path: Path, way: str, queries: Path, limit: int) -> dict[str, object
     return about | json.loads(found.stdout)
 
 
-def main() -> None:
-    args = arguments(__doc__, vectors=200_000, queries=256, limit=0)
+def on_cpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[str, object]:
+    """Ours against faiss on one thread, as FlashRAG leaves it, and on all cores, in both storages."""
     import faiss
 
     from utils.block_search import BlockIndex
 
     cores = len(os.sched_getaffinity(0))
+    paths = {storage: make(folder / storage, args.vectors, args.dimension, storage) for storage in ("fp32", "fp16")}
+    result: dict[str, object] = {}
+    if args.limit:  # first of all: pages of a file that this process has mapped would stay in memory
+        np.save(folder / "queries.npy", queries)
+        kinds = {"mapped by faiss": ("fp32", "faiss"), "fp32": ("fp32", "ours"), "fp16": ("fp16", "ours")}
+        found = {
+            kind: limited(paths[storage], way, folder / "queries.npy", args.limit << 20)
+            for kind, (storage, way) in kinds.items()
+        }
+        result["beyond memory"] = {"limit MiB": args.limit, **found}
+    faisss = {storage: faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC) for storage, path in paths.items()}
+    own = {storage: BlockIndex(path) for storage, path in paths.items()}
+    rows: dict[str, np.ndarray] = {}
+
+    def search(way: str, index: Any, threads: int = cores, batch: int = args.queries) -> None:
+        faiss.omp_set_num_threads(threads)
+        rows[way] = np.concatenate(
+            [index.search(queries[i : i + batch], TOPK)[1] for i in range(0, args.queries, batch)]
+        )
+
+    ways = {
+        "faiss, one thread": lambda: search("faiss", faisss["fp32"], threads=1, batch=256),
+        "faiss, one thread, a query at a time": lambda: search("single", faisss["fp32"], threads=1, batch=1),
+        "faiss, all cores": lambda: search("cores", faisss["fp32"]),
+        "faiss, all cores, fp16": lambda: search("faiss fp16", faisss["fp16"]),
+        "ours, fp16": lambda: search("ours fp16", own["fp16"]),
+        "ours": lambda: search("ours", own["fp32"]),
+    }
+    result |= side_by_side(ways, args.repeats)
+    result["share of equal rows"] = float((rows["faiss"] == rows["ours"]).mean())
+    size = paths["fp32"].stat().st_size
+    result["GFLOP/s"] = 2e-9 * args.vectors * args.dimension * args.queries / result["seconds"]["ours"]["median"]
+    result["fp16"] = {
+        "bytes, share of fp32's": paths["fp16"].stat().st_size / size,
+        "share of rows equal to faiss's fp16": float((rows["faiss fp16"] == rows["ours fp16"]).mean()),
+        **recall(),
+    }
+    return result
+
+
+def on_gpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[str, object]:
+    """An fp16 index that stays on the GPU, and the same one passing through it in blocks from the disk."""
+    import utils.block_search
+    from utils.block_search import BlockIndex
+
+    path = make(folder / "fp16", args.vectors, args.dimension, "fp16")
+    rows: dict[str, np.ndarray] = {}
+
+    def search(way: str, index: BlockIndex) -> None:
+        rows[way] = index.search(queries, TOPK)[1]
+
+    kept = BlockIndex(path, ["cuda:0"])
+    utils.block_search.SHARE_OF_GPU = 0.0
+    streamed = BlockIndex(path, ["cuda:0"])
+    ways = {"in blocks": lambda: search("in blocks", streamed), "on the GPU": lambda: search("on the GPU", kept)}
+    result = side_by_side(ways, args.repeats)
+    median = {way: found["median"] for way, found in result["seconds"].items()}
+    return result | {
+        "share of equal rows": float((rows["in blocks"] == rows["on the GPU"]).mean()),
+        "queries/s": {way: args.queries / seconds for way, seconds in median.items()},
+        "GB/s": {way: 2e-9 * args.vectors * args.dimension / seconds for way, seconds in median.items()},
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__, vectors=200_000, dimension=DIMENSION, queries=256, limit=0)
+    queries = np.random.default_rng(1).standard_normal((args.queries, args.dimension), dtype=np.float32)
     with tempfile.TemporaryDirectory() as name:
-        paths = make(Path(name), args.vectors)
-        queries = np.random.default_rng(1).standard_normal((args.queries, DIMENSION), dtype=np.float32)
-        np.save(f"{name}/queries.npy", queries)
-        beyond: dict[str, object] = {}
-        if args.limit:  # first of all: pages of a file that this process has mapped would stay in memory
-            kinds = {"mapped by faiss": ("fp32", "faiss"), "fp32": ("fp32", "ours"), "fp16": ("fp16", "ours")}
-            beyond = {
-                kind: limited(paths[storage], way, Path(name) / "queries.npy", args.limit << 20)
-                for kind, (storage, way) in kinds.items()
-            } | {"limit MiB": args.limit}
-        faisss = {storage: faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC) for storage, path in paths.items()}
-        own = {storage: BlockIndex(path) for storage, path in paths.items()}
-        found: dict[str, np.ndarray] = {}
-
-        def search(way: str, index: object, threads: int = cores, batch: int = args.queries) -> None:
-            faiss.omp_set_num_threads(threads)
-            found[way] = np.concatenate(
-                [index.search(queries[i : i + batch], TOPK)[1] for i in range(0, args.queries, batch)]
-            )
-
-        ways = {
-            "faiss, one thread": lambda: search("faiss", faisss["fp32"], threads=1, batch=256),
-            "faiss, one thread, a query at a time": lambda: search("single", faisss["fp32"], threads=1, batch=1),
-            "faiss, all cores": lambda: search("cores", faisss["fp32"]),
-            "faiss, all cores, fp16": lambda: search("faiss fp16", faisss["fp16"]),
-            "ours, fp16": lambda: search("ours fp16", own["fp16"]),
-            "ours": lambda: search("ours", own["fp32"]),
-        }
-        result = {"n": args.vectors, **side_by_side(ways, args.repeats)}
-        result["equal"] = bool((found["faiss"] == found["ours"]).mean() > 0.999)
-        result["GB/s"] = args.vectors * DIMENSION * 4 / result["seconds"]["ours"]["median"] / 1e9
-        result["fp16"] = {
-            "bytes": {storage: path.stat().st_size for storage, path in paths.items()},
-            "equal to faiss's fp16": float((found["faiss fp16"] == found["ours fp16"]).mean()),
-            **recall(),
-        }
-        if beyond:
-            result["beyond memory"] = beyond
-    save(__file__, result)
+        found = (on_gpu if args.device == "cuda" else on_cpu)(args, Path(name), queries)
+    sizes = {"n": args.vectors, "dimension": args.dimension, "queries": args.queries}
+    save(__file__, {"device": args.device, **sizes, **found})
 
 
 if __name__ == "__main__":

@@ -161,6 +161,18 @@ def test_hf_is_greedy_and_batching_changes_nothing(args):
     assert make_generator(args).generate(prompts) == expected
 
 
+def test_hf_batches_hold_as_many_tokens_as_full_prompts_would(args):
+    args.generator_batch_size, args.max_input_tokens = 2, 100
+    generator = make_generator(args)
+    shapes, inner = [], generator.model.generate
+    generator.model.generate = lambda **kw: (shapes.append(tuple(kw["input_ids"].shape)), inner(**kw))[1]
+    generator.generate([f"{i} " + "word " * length for i, length in enumerate([2, 80, 2, 40, 2, 40] + 9 * [2])])
+    assert sum(rows for rows, _ in shapes) == 15
+    assert all(rows * (length + args.max_tokens) <= 2 * (100 + args.max_tokens) for rows, length in shapes)
+    assert [length for _, length in shapes] == sorted((length for _, length in shapes), reverse=True)
+    assert max(shapes)[0] > 2, "short prompts form a larger batch than generator_batch_size"
+
+
 def test_local_answers_are_kept_and_other_settings_ask_again(args, monkeypatch):
     from utils.local_generators import HFGenerator
 
@@ -232,7 +244,7 @@ def test_vllm_is_asked_for_greedy_answers_to_prompts_with_one_bos(args, monkeypa
     fake.LLM, fake.SamplingParams = Engine, lambda **settings: sampled.update(settings)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     args.framework, args.stop = "vllm", ["\n"]
-    prompts = [chat(1), "plain", chat(2)]
+    prompts = [chat(2), chat(1), "plain"]  # longest first, as they are asked
     generator = make_generator(args)
     assert generator.generate(prompts) == ["answer 0", "answer 1", "answer 2"]
     assert made["max_model_len"] == args.max_input_tokens + args.max_tokens

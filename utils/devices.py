@@ -7,9 +7,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.config import UsageError
+
+Item = TypeVar("Item")
 
 # Other frameworks' weights, and Llama's second copy in Meta's format.
 UNUSED_FILES = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.gguf", "original/*"]
@@ -69,16 +71,22 @@ def autocast(half: torch.dtype | None) -> Any:
     return contextlib.nullcontext() if half is None else torch.autocast(torch_device(), dtype=half)
 
 
-def in_batches(items: Sequence[Any], size: int, work: Callable[[Sequence[Any]], None]) -> int:
+def in_batches(
+    items: Sequence[Item],
+    room: int,
+    work: Callable[[Sequence[Item]], None],
+    need: Callable[[Item], int] = lambda _: 1,
+) -> int:
     """Do ``work`` on consecutive slices; a slice that does not fit into memory is halved, and that is said.
 
     Args:
-        items: all of them, what needs most memory first.
-        size: items a slice at the start.
+        items: all of them, what needs most first: a slice is padded to its first item.
+        room: of a slice at the start, in the unit of ``need``; one item at least is taken.
         work: may be called again with a part of what it failed on.
+        need: of an item, by default 1, so that ``room`` is the number of items.
 
     Returns:
-        The size that worked, for the caller's next call.
+        The room that worked, for the caller's next call.
 
     Raises:
         UsageError: not even one item fits.
@@ -87,20 +95,21 @@ def in_batches(items: Sequence[Any], size: int, work: Callable[[Sequence[Any]], 
 
     start = 0
     while start < len(items):
-        part = items[start : start + size]
+        each = need(items[start])
+        part = items[start : start + max(1, room // each)]
         try:
             work(part)
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise UsageError("out of GPU memory with one item at once; take a smaller model or length") from None
-            size = len(part) // 2
-            print(f"out of GPU memory with {len(part)} at once; going on with {size}", file=sys.stderr)
+            room = len(part) // 2 * each
+            print(f"out of GPU memory with {len(part)} at once; going on with {len(part) // 2}", file=sys.stderr)
         else:
             start += len(part)
             continue
         # Only here is the exception gone, and with its frames the tensors of the failed batch.
         torch.cuda.empty_cache()
-    return size
+    return room
 
 
 def usable_cores() -> int:

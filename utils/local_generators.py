@@ -49,7 +49,8 @@ class LocalGenerator(ABC):
     def generate(self, prompts: list[Prompt]) -> list[str]:
         """One greedy answer a prompt; those that an earlier run left are not generated again."""
         keys = [digest([self._made_with, prompt]) for prompt in prompts]
-        todo = list(dict(zip(keys, prompts, strict=True)).items())
+        # Prompts of like length meet in a batch, and what is too long for the memory is found at the start.
+        todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -_characters(item[1]))
         with Journal(self._journal) as journal:
             resume(
                 journal,
@@ -67,14 +68,19 @@ class LocalGenerator(ABC):
 
 
 class HFGenerator(LocalGenerator):
-    """A causal model through transformers: left-padded, longest prompts first, no logits kept."""
+    """A causal model through transformers: left-padded, longest prompts first, no logits kept.
+
+    A batch holds as many tokens as ``generator_batch_size`` prompts of ``max_input_tokens``, so shorter prompts
+    form larger ones: each step of a batch reads all weights once, whatever its size.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model: Any = self._load(args).eval()
-        self._batch_size, self._max_tokens, self._stop = args.generator_batch_size, args.max_tokens, args.stop
+        self._max_tokens, self._stop = args.max_tokens, args.stop
+        self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size
 
     def _load(self, args: argparse.Namespace) -> Any:
@@ -115,7 +121,7 @@ class HFGenerator(LocalGenerator):
             for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = cut_at(text, self._stop).strip()
 
-        self._batch_size = in_batches(order, self._batch_size, work)
+        self._room = in_batches(order, self._room, work, need=lambda i: len(encoded[i]) + self._max_tokens)
         return answers
 
 
@@ -224,6 +230,10 @@ def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     # The template has written its special tokens already.
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
 
 
 def cut_at(text: str, stop: list[str]) -> str:
