@@ -59,7 +59,7 @@ def test_one_item_that_does_not_fit_is_told():
     assert in_batches([], 4, work) == 4
 
 
-def test_shorter_items_form_larger_batches_and_memory_is_learnt_in_their_unit(capsys):
+def test_shorter_items_form_larger_batches_of_like_length_and_memory_is_learnt_in_their_unit(capsys):
     seen = []
 
     def work(part):
@@ -70,9 +70,9 @@ def test_shorter_items_form_larger_batches_and_memory_is_learnt_in_their_unit(ca
     lengths = [90, 20, 20, 20, 10, 10, 10, 10, 3, 3]
     with pytest.raises(UsageError, match="one item at once"):
         in_batches(lengths, 80, work, need=lambda length: length)
-    assert in_batches(lengths[1:], 80, work, need=lambda length: length) == 40
-    assert seen == [[20, 20], [20, 10], [10, 10, 10, 3], [3]]
-    assert "with 4 at once; going on with 2" in capsys.readouterr().err
+    assert in_batches(lengths[1:], 80, work, need=lambda length: length) == 20
+    assert seen == [[20], [20], [20], [10, 10], [10, 10], [3, 3]]
+    assert "with 3 at once; going on with 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def in_batches(
     """Do ``work`` on consecutive slices; a slice that does not fit into memory is halved, and that is said.
 
     Args:
-        items: all of them, what needs most first: a slice is padded to its first item.
+        items: all of them, what needs most first: a slice is padded to its first item, so it takes none that
+            needs less than three quarters of it.
         room: of a slice at the start, in the unit of ``need``; one item at least is taken.
         work: may be called again with a part of what it failed on.
         need: of an item, by default 1, so that ``room`` is the number of items.
@@ -97,6 +98,7 @@ def in_batches(
     while start < len(items):
         each = need(items[start])
         part = items[start : start + max(1, room // each)]
+        part = part[: sum(4 * need(item) >= 3 * each for item in part)]
         try:
             work(part)
         except torch.OutOfMemoryError:

@@ -78,7 +78,10 @@ class HFGenerator(LocalGenerator):
         super().__init__(args)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        from utils.cpu_attention import quicken
+
         self.model: Any = self._load(args).eval()
+        quicken(self.model)
         self._max_tokens, self._stop = args.max_tokens, args.stop
         self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size
