@@ -68,7 +68,7 @@ class Batches:
         self._accept_any, self._spending = accept_any, spending
         self._client = openai.OpenAI(
             api_key=server.api_key or "none",
-            base_url=server.base_url,
+            base_url=server.only_url,
             timeout=server.timeout,
             max_retries=server.max_retries,
         )
@@ -77,10 +77,10 @@ class Batches:
         self._path = state_path(journal.path)
         self._parts = read_state(self._path)
         self._wanted: set[str] = set()
-        elsewhere = {part.base_url for part in self._parts.values()} - {server.base_url}
+        elsewhere = {part.base_url for part in self._parts.values()} - {server.only_url}
         if elsewhere:
             raise UsageError(
-                f"batches of this output are open at {_name(elsewhere.pop())}, not at {_name(server.base_url)}: fetch "
+                f"batches of this output are open at {_name(elsewhere.pop())}, not at {_name(server.only_url)}: fetch "
                 f"them there first, or remove {self._path} to forget them, paid or not"
             )
 
@@ -99,7 +99,7 @@ class Batches:
                 self._submit(todo)
                 self._wait(bar)
         except openai.NotFoundError:
-            raise UsageError(f"{_name(self._server.base_url)} has no Batch API; leave out --batch") from None
+            raise UsageError(f"{_name(self._server.only_url)} has no Batch API; leave out --batch") from None
         except openai.APIStatusError as error:
             raise UsageError(f"the Batch API refuses: {error.status_code} {self._server.clean(error)}") from None
         except openai.APIConnectionError as error:
@@ -123,7 +123,7 @@ class Batches:
         for items, data in _split(self._affordable(self._unsent(todo, sent))):
             name, most = uuid.uuid4().hex, [item.most_tokens for item in items]
             keys, tokens = [item.key for item in items], (sum(p for p, _ in most), sum(c for _, c in most))
-            self._parts[name] = _Part(keys=keys, batch=None, base_url=self._server.base_url, most_tokens=tokens)
+            self._parts[name] = _Part(keys=keys, batch=None, base_url=self._server.only_url, most_tokens=tokens)
             self._save()
             file = self._client.files.create(file=(f"{name}.jsonl", data), purpose="batch")
             batch = self._once.batches.create(
@@ -173,7 +173,7 @@ class Batches:
             batch = self._client.batches.retrieve(identifier)
         except openai.NotFoundError:
             raise UsageError(
-                f"{_name(self._server.base_url)} knows no batch {identifier}: is it the key of another project? If the "
+                f"{_name(self._server.only_url)} knows no batch {identifier}: is it the key of another project? If the "
                 f"batch is gone for good, remove {self._path} to submit its requests again"
             ) from None
         except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:

@@ -50,11 +50,12 @@ def faults(settings: Mapping[str, Any], prompts: Mapping[str, str | None]) -> It
     for name, (least, most) in BOUNDS.items():
         if name in settings and not _within(settings[name], least, most):
             yield f"--{name} must be {_range(least, most)}, not {settings[name]!r}"
-    key, url = settings.get("api_key"), settings.get("base_url")
+    key, urls = settings.get("api_key"), settings.get("base_url") or []
     if key is not None and not (str(key).isascii() and str(key).isprintable() and " " not in str(key)):
         yield "the API key holds a character that no key has; was a blank, a line break or a quotation mark copied too?"
-    if url is not None and not _is_address(str(url)):
-        yield f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1"
+    for url in urls if isinstance(urls, list) else [urls]:
+        if not _is_address(str(url)):
+            yield f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1"
     for name, text in prompts.items():
         if name.endswith("_user") and not (text or "").strip():
             yield f"prompts.{name} must not be blank"

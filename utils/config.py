@@ -25,6 +25,7 @@ BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
 SECRETS = ("api_key",)
 SECRET_FLAGS = tuple(f"--{name}" for name in SECRETS)
+REPEATED = ("base_url",)  # flags that may be given more than once
 FREE_SECTION = "prices"  # the user's own keys
 # Faults of disk, rights and paths, which are no faults of the program.
 MENDABLE = (
@@ -116,19 +117,28 @@ def phase_arguments(
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
     comments, basic = _comments(), read_yaml(BASIC_CONFIG)
+    repeated: dict[str, Any] = {}
     for section in sections:
         group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
         for key, default in config[section].items():
             shown = "set" if key == "api_key" and default else default
+            told = f"{comments.get((section, key), '')} [{shown}]".replace("%", "%%")
+            if key in REPEATED:
+                group.add_argument(f"--{key}", action="append", help=told)
+                repeated[key] = default
+                continue
             group.add_argument(
                 f"--{key}",
                 default=default,
                 type=_flag_type(basic[section][key]),
                 nargs="?" if isinstance(basic[section][key], bool) else None,
                 const=True if isinstance(basic[section][key], bool) else None,
-                help=f"{comments.get((section, key), '')} [{shown}]".replace("%", "%%"),
+                help=told,
             )
     args = parser.parse_args(argv)
+    for key, default in repeated.items():
+        given = getattr(args, key) or default
+        setattr(args, key, given[0] if isinstance(given, list) and len(given) == 1 else given)
     args.prompts, args.prices = config["prompts"], config["prices"]
     for key in ("dataset", "split"):
         check_plain_name(f"--{key}", getattr(args, key, "train"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import time
 from collections.abc import Mapping
@@ -13,25 +12,19 @@ LONGEST_PAUSE = 600.0  # seconds; a server that asks for more is asked again all
 class Limiter:
     """More requests at once while the server keeps up, half as many when it says 429, none while it asks for a pause.
 
-    Grows by two a success until the first 429, then by one a round, never above ``most``.
+    Grows by two a success until the first 429, then by one a round, never above ``most``; ``open`` are in flight.
     """
 
     START = 8
 
     def __init__(self, most: int) -> None:
-        self.most, self.limit = most, min(most, self.START)
-        self._open, self._slow, self._successes, self._shrunk, self._until = 0, False, 0, 0.0, 0.0
-        self._changed = asyncio.Condition()
+        self.most, self.limit, self.open = most, min(most, self.START), 0
+        self._slow, self._successes, self._shrunk, self._until = False, 0, 0.0, 0.0
 
-    async def __aenter__(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._open < self.limit)
-            self._open += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        async with self._changed:
-            self._open -= 1
-            self._changed.notify(max(0, self.limit - self._open))
+    @property
+    def load(self) -> float:
+        """Share of the requests that may be in flight."""
+        return self.open / self.limit
 
     @property
     def pause(self) -> float:

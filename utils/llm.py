@@ -92,10 +92,11 @@ class Server:
 
     ``max_retries`` counts further tries after the first: the openai library repeats 408, 409, 429,
     5xx, time-outs and lost connections itself, with back-off and Retry-After. ``batch`` sends all
-    requests through the Batch API, asked every ``batch_poll`` seconds.
+    requests through the Batch API, asked every ``batch_poll`` seconds. ``base_url`` may be several: the requests
+    are spread over them.
     """
 
-    base_url: str | None
+    base_url: str | Sequence[str] | None
     api_key: str | None
     timeout: float
     max_retries: int
@@ -107,6 +108,22 @@ class Server:
     def of(cls, args: argparse.Namespace) -> Server:
         """The server that a section's settings name."""
         return cls(**{item.name: getattr(args, item.name) for item in fields(cls)})
+
+    @property
+    def urls(self) -> Sequence[str | None]:
+        """Every endpoint; None is the openai library's default."""
+        return [self.base_url] if self.base_url is None or isinstance(self.base_url, str) else self.base_url
+
+    @property
+    def only_url(self) -> str | None:
+        """The endpoint, for what goes to one alone.
+
+        Raises:
+            UsageError: there are several.
+        """
+        if len(self.urls) > 1:
+            raise UsageError("--batch asks one server: give --base_url once")
+        return self.urls[0]
 
     def clean(self, said: object) -> str:
         """What a server said as one line: without the key it may repeat, and nothing that steers a terminal."""

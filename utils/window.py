@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from utils.completion import UnusableError, read_completion
 from utils.config import UsageError
+from utils.endpoints import Endpoint, Endpoints
 from utils.journal import Journal
-from utils.limiter import Limiter
 from utils.spending import Spending
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class Window:
     """Workers that share one queue, so that a slow request holds up only its worker.
 
     A request that the server refuses as too many (429) after the openai library's own retries is asked again
-    after all others. After `PATIENCE` failures without an answer between them nothing more is sent: the server
-    is down, or the settings suit no request, and the rest is left for the next call.
+    after all others; so is one that failed by the fault of one of several servers, see `Endpoints`. After `PATIENCE`
+    failures without an answer between them nothing more is sent: the server is down, or the settings suit no
+    request, and the rest is left for the next call.
     """
 
     def __init__(
@@ -46,7 +47,6 @@ class Window:
     ) -> None:
         self._server, self._journal, self._outcome = server, journal, outcome
         self._accept_any, self._spending = accept_any, spending
-        self._limiter = Limiter(server.concurrency)
         self._fresh: Iterator[Request] = iter(())
         self._again: deque[Request] = deque()
         self._failed_in_a_row = 0
@@ -76,21 +76,12 @@ class Window:
         return bool(self.signalled or self._outcome.stopped or self._refusal)
 
     async def _run(self, bar: tqdm) -> None:
-        import openai
-
-        async def notice(response: Any) -> None:
-            self._limiter.saw(response.status_code, response.headers)
-
-        client_of = openai.AsyncOpenAI(
-            api_key=self._server.api_key or "none",
-            base_url=self._server.base_url,
-            timeout=self._server.timeout,
-            max_retries=self._server.max_retries,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [notice]}),
-        )
-        async with client_of as client:
+        endpoints = Endpoints(self._server)
+        try:
             with self._signals(asyncio.current_task()):
-                await asyncio.gather(*(self._work(client, bar) for _ in range(self._server.concurrency)))
+                await asyncio.gather(*(self._work(endpoints, bar) for _ in range(self._server.concurrency)))
+        finally:
+            await endpoints.close()
 
     @contextlib.contextmanager
     def _signals(self, task: asyncio.Task[Any] | None) -> Iterator[None]:
@@ -111,15 +102,20 @@ class Window:
             for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
                 loop.remove_signal_handler(number)
 
-    async def _work(self, client: Any, bar: tqdm) -> None:
+    async def _work(self, endpoints: Endpoints, bar: tqdm) -> None:
         while True:
-            async with self._limiter:
-                while (pause := self._limiter.pause) and not self._stopping:
-                    await asyncio.sleep(min(pause, 0.5))
-                item = None if self._stopping else self._next()
-                if item is None:
+            item = self._next()
+            if item is None:
+                return
+            async with endpoints.slot(item.key) as endpoint:
+                if endpoint is None:
+                    self._outcome.stopped = self._outcome.stopped or "no server is left that answers"
                     return
-                again = await self._try(client, item)
+                while (pause := endpoint.limiter.pause) and not self._stopping:
+                    await asyncio.sleep(min(pause, 0.5))
+                if self._stopping:
+                    return
+                again = await self._try(endpoints, endpoint, item)
             if again:
                 self._again.append(item)
             else:
@@ -127,34 +123,37 @@ class Window:
             outcome = self._outcome
             bar.set_postfix_str(
                 f"{len(outcome.failures)} failed, {outcome.tokens} tokens, {self._spending.budget}, "
-                f"{self._limiter.limit} at once",
+                f"{min(endpoints.limit, self._server.concurrency)} at once",
                 refresh=False,
             )
 
     def _next(self) -> Request | None:
         return next(self._fresh, None) or (self._again.popleft() if self._again else None)
 
-    async def _try(self, client: Any, item: Request) -> bool:
+    async def _try(self, endpoints: Endpoints, endpoint: Endpoint, item: Request) -> bool:
         """Ask once and keep what came; True if the request should come back later."""
         import openai
 
         counts = True  # as a sign that nothing can be had of this server
         try:
-            answer = await self._answer(client, item)
+            answer = await self._answer(endpoint.client, item)
         except openai.APIStatusError as error:
             status = error.status_code
             counts = status not in (400, 422)
             reason = f"{status} {self._server.clean(error)}"
             if status in FATAL or error.code == OUT_OF_MONEY:
-                self._refusal = f"{self._server.base_url or 'the default endpoint'} refuses: {reason}"
+                self._refusal = f"{endpoint.name} refuses: {reason}"
         except (openai.OpenAIError, UnusableError) as error:
             reason, status = self._server.clean(error), 0
             counts = not (isinstance(error, UnusableError) and error.answer)
         else:
             self._failed_in_a_row = 0
+            endpoint.failing.clear()
             self._spending.answer(item.key, answer)
             self._outcome.keep(answer)
             return False
+        if counts and status != TOO_MANY and await endpoints.pass_on(endpoint, item.key, reason):
+            return True
         # Where no request has been answered yet, the settings may suit none: that is worth stopping for.
         self._failed_in_a_row += counts or not self._outcome.answered
         if self._failed_in_a_row >= PATIENCE:
