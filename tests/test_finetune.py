@@ -1,6 +1,8 @@
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,9 +87,56 @@ def test_two_processes_train_through_torchrun(finetune, tmp_path):
     flags = ["--per_device_train_batch_size", "2", "--nproc_per_node", "2", "--num_train_epochs", "1"]
     result = finetune(*flags, rows=groups(8))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "torch.distributed.run --standalone --nproc_per_node 2" in result.stdout
+    assert "torch.distributed.run --nproc_per_node 2 --standalone" in result.stdout
     assert len(losses(result)) == 2
     assert (tmp_path / "checkpoints/new/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_same_global_batch_gives_the_same_losses_on_processes_and_nodes(finetune, tmp_path, tiny_reranker):
+    """Without dropout, which each process draws for itself; each node is a command of its own."""
+    model = shutil.copytree(tiny_reranker, tmp_path / "dry")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    rows = groups(48)
+
+    def flags(name, processes):
+        words = ["--base_model", model, "--output_dir", f"checkpoints/{name}", "--logging_steps", "1"]
+        return [*words, "--num_train_epochs", "2", "--per_device_train_batch_size", str(4 // processes)]
+
+    found = {"one": finetune(*flags("one", 1), rows=rows)}
+    found["two processes"] = finetune(*flags("two", 2), "--nproc_per_node", "2")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [*flags("nodes", 2), "--nnodes", "2", "--master", f"127.0.0.1:{port}"]
+    second = finetune(*nodes, "--node_rank", "1", start=True)
+    found["two nodes"] = finetune(*nodes, "--node_rank", "0")
+    assert second.wait(60) == 0
+    for result in found.values():
+        assert result.returncode == 0, result.stderr[-3000:]
+    curves = {name: losses(result) for name, result in found.items()}
+    assert len(curves["one"]) == 24
+    assert len(set(curves["one"])) > 12
+    np.testing.assert_allclose(curves["two processes"], curves["one"], atol=2e-4)
+    np.testing.assert_allclose(curves["two nodes"], curves["one"], atol=2e-4)
+    assert json.loads((tmp_path / "checkpoints/nodes.manifest.json").read_text())["settings"]["nnodes"] == 2
+    assert not (tmp_path / "checkpoints/nodes.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--nnodes", "2"], "--nnodes needs --master HOST:PORT"),
+        (["--nnodes", "2", "--master", "host"], "--nnodes needs --master HOST:PORT"),
+        (["--node_rank", "1"], "--node_rank 1 must be below --nnodes 1"),
+    ],
+)
+def test_nodes_that_cannot_meet_are_told(finetune, flags, said):
+    result = finetune(*flags, rows=groups(48), checks=True)
+    assert result.returncode == 2
+    assert said in result.stderr
 
 
 @pytest.mark.slow

@@ -16,15 +16,15 @@ BOUNDS: dict[str, tuple[float, float]] = (
             "concurrency", "max_tokens", "max_input_tokens", "retrieval_batch_size", "retrieval_query_max_length",
             "index_max_length", "index_batch_size", "index_shard_size", "docs_topk", "scorer_max_length",
             "scorer_batch_size", "fusion_topk", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "query_max_len", "passage_max_len", "logging_steps", "checkpoint_steps", "nproc_per_node", "rerank_topk",
-            "rerank_max_length", "rerank_batch_size", "generator_batch_size",
+            "query_max_len", "passage_max_len", "logging_steps", "checkpoint_steps", "nproc_per_node", "nnodes",
+            "rerank_topk", "rerank_max_length", "rerank_batch_size", "generator_batch_size",
         ],
         (1, math.inf),
     )
     | dict.fromkeys(
         [
             "train_questions", "test_sample_num", "max_retries", "max_cost", "temperature", "retrieval_topk",
-            "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers",
+            "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers", "node_rank",
         ],
         (0, math.inf),
     )

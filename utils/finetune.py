@@ -3,13 +3,15 @@
     sh run_finetune.sh
     sh run_finetune.sh --dataset nq --base_model BAAI/bge-reranker-base --nproc_per_node 4
     sh run_finetune.sh --train_data my_lines.jsonl --output_dir checkpoints/mine --precision bf16
+    sh run_finetune.sh --nnodes 2 --node_rank 0 --master first-node:29500     (and on the second --node_rank 1)
 
 reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
 writes  --output_dir, a Hugging Face folder, once training has ended well; until then
         OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
 
 The training file and the settings are checked before a model loads. The pair limit is
---query_max_len + --passage_max_len: FlagEmbedding accepts --max_len and ignores it.
+--query_max_len + --passage_max_len: FlagEmbedding accepts --max_len and ignores it. Several nodes share
+the folders, by which all go on from the same checkpoint; the node of rank 0 writes.
 """
 
 from __future__ import annotations
@@ -45,10 +47,14 @@ def main() -> int:
     """Check, train, and put the model in its place; returns the exit code."""
     args = phase_arguments(__doc__, ["finetune"])
     select_devices(args)
+    starter = launcher(args)
     train_data = Path(args.train_data or training_lines_path(args))
     output = checkpoint_path(args)
-    phase = Phase(output, [train_data, args.base_model], settings_of(args, *TRAINING_SETTINGS), folder=True)
-    if phase.manifest.exists():
+    settings = settings_of(args, *TRAINING_SETTINGS)
+    if args.nnodes > 1:  # unmentioned otherwise: the manifests of older models do not have it
+        settings["nnodes"] = args.nnodes
+    phase = Phase(output, [train_data, args.base_model], settings, folder=True)
+    if phase.manifest.exists() and not args.node_rank:
         remove_marks(output)
     if phase.is_done(args.overwrite):
         return 0
@@ -59,11 +65,15 @@ def main() -> int:
     check_pair_length(base_model, args)
 
     unfinished = output.with_name(f"{output.name}.unfinished")
+    if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
+        command = [*starter, *training_command(args, base_model, train_data, unfinished)]
+        return train(command, Path(base_model), unfinished)
     with locked(lock_path(unfinished)):
         if _made_with(output) != phase.key:
             prepare(unfinished, phase.key)
             if not (unfinished / TRAINED).exists():
-                if train(training_command(args, base_model, train_data, unfinished), Path(base_model), unfinished):
+                command = [*starter, *training_command(args, base_model, train_data, unfinished)]
+                if train(command, Path(base_model), unfinished):
                     return 1
                 (unfinished / TRAINED).touch()
             put_in_place(unfinished, output, phase.manifest)
@@ -172,11 +182,11 @@ def check_training_file(path: Path, args: argparse.Namespace) -> int:
                 )
         repeated += len(group.neg) < args.train_group_size - 1
         groups += 1
-    batch = args.per_device_train_batch_size * args.nproc_per_node
+    batch = args.per_device_train_batch_size * args.nproc_per_node * args.nnodes
     if groups < batch:
         raise UsageError(
             f"{path} has {groups} lines, fewer than one batch of {batch}; make more, or lower "
-            "--per_device_train_batch_size or --nproc_per_node"
+            "--per_device_train_batch_size, --nproc_per_node or --nnodes"
         )
     if repeated:
         print(f"{repeated} of {groups} lines have fewer than {args.train_group_size - 1} negatives; some are repeated")
@@ -197,8 +207,30 @@ def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
         )
 
 
+def launcher(args: argparse.Namespace) -> list[str]:
+    """The words that start a module here, by torchrun if there are several processes or nodes.
+
+    Raises:
+        UsageError: several nodes without a place to meet, or a rank that none of them has.
+    """
+    if not 0 <= args.node_rank < args.nnodes:
+        raise UsageError(f"--node_rank {args.node_rank} must be below --nnodes {args.nnodes}; they count from 0")
+    host, _, port = (args.master or "").rpartition(":")
+    if args.nnodes > 1 and not (host and port.isdecimal()):
+        raise UsageError("--nnodes needs --master HOST:PORT, an address of the node of rank 0 that all nodes reach")
+    if args.nnodes * args.nproc_per_node == 1:
+        return [sys.executable, "-m"]
+    words = ["torch.distributed.run", "--nproc_per_node", str(args.nproc_per_node)]
+    if args.nnodes == 1:
+        words += ["--standalone"]
+    else:
+        words += ["--nnodes", str(args.nnodes), "--node_rank", str(args.node_rank)]
+        words += ["--master_addr", host, "--master_port", port]
+    return [sys.executable, "-m", *words, "-m"]
+
+
 def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
-    """FlagEmbedding's command line for these settings."""
+    """The module and FlagEmbedding's flags for these settings."""
     on_cpu = torch_device() == "cpu"
     if args.precision not in ("fp16", "bf16", "fp32"):
         raise UsageError(f"--precision {args.precision!r} is none of fp16, bf16, fp32")
@@ -207,9 +239,6 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         precision = "fp32"
     if precision != args.precision:
         print(f"{args.precision} training is not for this processor; training in fp32")
-    launcher = [sys.executable, "-m"]
-    if args.nproc_per_node > 1:
-        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(args.nproc_per_node), "-m"]
     settings = {key: str(value) for key, value in settings_of(args, *PASSED_ON).items()}
     settings |= {
         "model_name_or_path": base_model,
@@ -226,7 +255,7 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         settings[precision] = "True"
     if on_cpu:
         settings["use_cpu"] = "True"
-    return [*launcher, MODULE, *(word for key, value in settings.items() for word in (f"--{key}", value))]
+    return [MODULE, *(word for key, value in settings.items() for word in (f"--{key}", value))]
 
 
 if __name__ == "__main__":
