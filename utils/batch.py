@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,16 +265,16 @@ def open_keys(journal: Path) -> set[str]:
     return {key for part in read_state(state_path(journal)).values() for key in part.keys}
 
 
-def refuse_open(journal: Path, keys: set[str]) -> None:
+def refuse_open(journal: Journal, keys: Container[str]) -> None:
     """Refuse to ask live, and pay again, what is in an open batch.
 
     Raises:
-        UsageError: some of ``keys`` are.
+        UsageError: some of ``keys`` that the journal has no answer to are.
     """
-    if twice := len(keys & open_keys(journal)):
+    if twice := sum(key in keys and key not in journal for key in open_keys(journal.path)):
         raise UsageError(
             f"{twice} of the requests are in batches that are still open: add --batch to fetch their answers, or "
-            f"remove {state_path(journal)} to forget them, paid or not"
+            f"remove {state_path(journal.path)} to forget them, paid or not"
         )
 
 

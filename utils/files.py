@@ -19,6 +19,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from utils.config import UsageError, printable
+from utils.places import Places
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -152,7 +153,7 @@ def iter_rows(
         UsageError: as `read_jsonl`, and for a wrong field (``path:line: field``), a repeated
             ``unique`` field, or a file without rows.
     """
-    seen: dict[str, int] = {}
+    seen = Places()
 
     def bad(kind: str, error: UsageError) -> None:
         if dropped is None:

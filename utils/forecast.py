@@ -12,6 +12,7 @@ from utils.batch import open_keys
 from utils.files import dump_line
 from utils.journal import Records
 from utils.llm import CHARACTERS_PER_TOKEN, Request, Server, SizedIterable
+from utils.places import Places
 from utils.pricing import BATCH_DISCOUNT, Budget
 
 
@@ -51,13 +52,13 @@ def forecast(requests: SizedIterable[Request], journal: Path, server: Server, bu
     """
     done, todo = _Sums(), _Sums()
     most_tokens, waiting = [0.0, 0.0], open_keys(journal)
-    seen: set[str] = set()
+    seen = Places()
     with contextlib.ExitStack() as stack:
         known = stack.enter_context(Records(journal)) if journal.exists() else {}
         for item in requests:
             if item.key in seen:
                 continue
-            seen.add(item.key)
+            seen[item.key] = 1
             if item.key in known:
                 done.add(item, known[item.key])
             elif item.key not in waiting:

@@ -14,6 +14,7 @@ import orjson
 from utils.config import UsageError
 from utils.files import dump_line, locked
 from utils.manifest import digest
+from utils.places import Places
 
 
 class Records(Mapping[str, dict[str, Any]]):
@@ -45,7 +46,13 @@ class Records(Mapping[str, dict[str, Any]]):
         return key in self._places
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        with open(self.path, "rb") as lines:
+            start = 0
+            for line in lines:
+                key = _parse(line).get("key")
+                if isinstance(key, str) and self._places.get(key) == start:
+                    yield key
+                start += len(line)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -122,9 +129,9 @@ class Journal(Records):
         self.close()
 
 
-def _places(path: Path, made_with: Any) -> tuple[dict[str, int], int]:
+def _places(path: Path, made_with: Any) -> tuple[Places, int]:
     """Offsets of the whole records by key, and the offset up to which they reach (0: begin anew)."""
-    places: dict[str, int] = {}
+    places = Places()
     size, damaged = 0, 0
     with open(path, "rb") as handle:
         for line in handle:
@@ -135,7 +142,7 @@ def _places(path: Path, made_with: Any) -> tuple[dict[str, int], int]:
                 if made_with is None:
                     raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
                 print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
-                return {}, 0
+                return Places(), 0
             key = row.get("key")
             if isinstance(key, str):
                 places[key] = size

@@ -12,13 +12,12 @@ LONGEST_PAUSE = 600.0  # seconds; a server that asks for more is asked again all
 class Limiter:
     """More requests at once while the server keeps up, half as many when it says 429, none while it asks for a pause.
 
-    Grows by two a success until the first 429, then by one a round, never above ``most``; ``open`` are in flight.
+    Begins with an eighth of ``most``, but eight at least. Grows by two a success until the first 429, then by one a
+    round, never above ``most``; ``open`` are in flight.
     """
 
-    START = 8
-
     def __init__(self, most: int) -> None:
-        self.most, self.limit, self.open = most, min(most, self.START), 0
+        self.most, self.limit, self.open = most, min(most, max(8, most // 8)), 0
         self._slow, self._successes, self._shrunk, self._until = False, 0, 0.0, 0.0
 
     @property

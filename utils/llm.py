@@ -14,6 +14,7 @@ from utils.batch import Batches, refuse_open
 from utils.config import UsageError, printable
 from utils.journal import Journal
 from utils.manifest import digest
+from utils.places import Places
 from utils.pricing import Budget
 from utils.spending import Spending
 from utils.window import Window
@@ -172,35 +173,38 @@ def ask_all(
     """
     outcome, spending = Outcome(), Spending(journal, budget or Budget())
     wanted = _look_up(requests, journal, outcome, spending)
-    left = {key for key in wanted if key not in journal}
-    if not left:
+    if outcome.answered == len(wanted):
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
     if not server.batch:
-        refuse_open(journal.path, left)
+        refuse_open(journal, wanted)
     with tqdm(total=len(wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
         way = Batches if server.batch else Window
-        way(server, journal, outcome, accept_any, spending).ask(_each_once(requests, set(left)), bar)
-    outcome.unasked = sum(key not in journal and key not in outcome.failures for key in left)
+        way(server, journal, outcome, accept_any, spending).ask(_each_once(requests, wanted), bar)
+    outcome.unasked = len(wanted) - outcome.answered - sum(key not in journal for key in outcome.failures)
     return outcome
 
 
-def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, spending: Spending) -> set[str]:
-    """Keys of the requests; answers that are there already are counted."""
-    wanted: set[str] = set()
+ASK, LEAVE = 1, 0  # a request without an answer that was not given out yet, and any other
+
+
+def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, spending: Spending) -> Places:
+    """By key what is to be done with each request; answers that are there already are counted."""
+    wanted = Places()
     for item in requests:
         if item.key in wanted:
             continue
-        wanted.add(item.key)
         spending.recall(item.key)
-        if item.key in journal:
+        known = item.key in journal
+        wanted[item.key] = LEAVE if known else ASK
+        if known:
             outcome.known(journal[item.key])
     return wanted
 
 
-def _each_once(requests: Iterable[Request], keys: set[str]) -> Iterator[Request]:
+def _each_once(requests: Iterable[Request], wanted: Places) -> Iterator[Request]:
     for item in requests:
-        if item.key in keys:
-            keys.remove(item.key)
+        if wanted.get(item.key) == ASK:
+            wanted[item.key] = LEAVE
             yield item
