@@ -54,14 +54,17 @@ def main() -> None:
     from utils.encoder import BgeM3Encoder
 
     with tempfile.TemporaryDirectory() as name:
-        encoder = BgeM3Encoder(str(bge_m3(Path(name), args.device)), 8192, half=True)
+        path = str(bge_m3(Path(name), args.device))
+        plain = BgeM3Encoder(path, 8192, half=True)
+        # As at the paper's scale, where compiling is worth its three seconds.
+        encoder = BgeM3Encoder(path, 8192, half=True, texts=20_000)
         queries, passages = candidates(args.questions)
         found: dict[str, np.ndarray] = {}
 
         def published() -> None:
             rows = []
             for query, texts in zip(queries, passages, strict=True):
-                rows.append(encoder.encode(texts, BATCH) @ encoder.encode([query], BATCH)[0])
+                rows.append(plain.encode(texts, BATCH) @ plain.encode([query], BATCH)[0])
             found["published"] = np.stack(rows)
 
         def ours() -> None:

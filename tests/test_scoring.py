@@ -215,3 +215,14 @@ def test_space_for_the_embeddings_is_looked_for_first_and_what_is_there_counts(i
             score(inputs, args)
     (inputs.folder / "embeddings/passages.npy").write_bytes(b"x")
     assert len(score(inputs, args)) == 12
+
+
+def test_bge_m3_gives_the_same_vectors_compiled(tiny_bge_m3):
+    from utils.cpu_engine import WORTHWHILE, CpuModel
+    from utils.encoder import BgeM3Encoder
+
+    pytest.importorskip("openvino")
+    texts = ["a word", "some more words than that", "and so on " * 60, *(f"passage {i} " * i for i in range(1, 30))]
+    plain, compiled = (BgeM3Encoder(str(tiny_bge_m3), 256, texts=count) for count in (0, WORTHWHILE))
+    assert isinstance(compiled.model.model.model, CpuModel)
+    np.testing.assert_allclose(compiled.encode(texts, 8), plain.encode(texts, 8), atol=1e-6)

@@ -101,9 +101,10 @@ class BgeM3Encoder:
         path: folder or hub id.
         max_length: tokens; longer texts are cut.
         half: fp16, on a GPU only.
+        texts: about how many will be encoded: many are worth the time of `utils.cpu_engine`.
     """
 
-    def __init__(self, path: str, max_length: int, half: bool = True) -> None:
+    def __init__(self, path: str, max_length: int, half: bool = True, texts: int = 0) -> None:
         from FlagEmbedding import BGEM3FlagModel
 
         # One device: over several FlagEmbedding starts a process pool, which needs a main guard in
@@ -112,6 +113,11 @@ class BgeM3Encoder:
         self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
         self.dimension: int = self.model.model.model.config.hidden_size
         self.max_length = max_length
+        wrapper = self.model.model
+        quick = fastest(wrapper.model, self.model.tokenizer, "last_hidden_state", texts)
+        if quick is not wrapper.model:
+            del wrapper.model  # a torch module takes only modules in the place of one
+            wrapper.model = quick
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
         """Normalised float32 rows of shape ``(texts, dimension)``, in the order of ``texts``."""
@@ -126,7 +132,7 @@ def make_scorer(args: argparse.Namespace, texts: int) -> Encoder:
         UsageError: ``scorer`` is neither ``bge-m3`` nor ``encoder``, or the model cannot be had.
     """
     if args.scorer == "bge-m3":
-        return BgeM3Encoder(args.model_path, args.scorer_max_length, args.scorer_use_fp16)
+        return BgeM3Encoder(args.model_path, args.scorer_max_length, args.scorer_use_fp16, texts)
     if args.scorer == "encoder":
         return TextEncoder(
             args.model_path,
