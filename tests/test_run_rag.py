@@ -165,7 +165,6 @@ def test_other_weights_in_the_generators_folder_are_another_run(rag, tmp_path, t
         (["--answer_type", "number"], "neither text nor letter"),
         (["--device", "tpu"], "none of auto, cpu, cuda"),
         (["--device", "cuda"], "torch sees no GPU"),
-        (["--base_url", "http://127.0.0.1:9/v1", "--max_retries", "0"], "6 of 6 requests failed (APIConnectionError"),
     ],
 )
 def test_mistakes_are_told(rag, flags, message):
@@ -177,6 +176,12 @@ def test_mistakes_are_told(rag, flags, message):
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_server_that_is_not_there_is_told(rag):
+    result = rag("--max_retries", "0", url="http://127.0.0.1:9/v1")
+    assert result.returncode == 2
+    assert "6 of 6 requests failed (APIConnectionError" in result.stderr
 
 
 def test_answers_that_cannot_be_had_are_counted_if_that_is_allowed(rag, tmp_path):
