@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -33,8 +34,6 @@ def arguments(doc: str | None, **sizes: int) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     args = parser.parse_args()
     if args.device == "cpu":
-        import os
-
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return args
 
@@ -67,22 +66,19 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
-def peak_memory(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak MiB of a process and its children, run to its end."""
+def run_measured(command: list[str]) -> tuple[float, float, str]:
+    """Seconds, peak MiB and standard output of a process; the peak is the largest of it and its children."""
     started = time.perf_counter()
-    code = (
-        "import resource, subprocess, sys\n"
-        "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
-        "sys.exit(code)\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
-    return time.perf_counter() - started, int(found.stdout.split()[-1]) / 1024
-
-
-def own_peak() -> float:
-    """Peak MiB of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=complained)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            complained.seek(0)
+            sys.exit(f"{command} ended with {process.returncode}: {complained.read()[-2000:]}")
+        said.seek(0)
+        return seconds, usage.ru_maxrss / 1024, said.read()
 
 
 def save(script: str, result: dict[str, Any]) -> None:

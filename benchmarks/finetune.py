@@ -3,17 +3,16 @@
     python benchmarks/finetune.py --steps 6             (MiniLM-L6, 4 groups of 7 a step)
     python benchmarks/finetune.py --device cuda --steps 50     (bge-reranker-base's size, 16 groups of 7)
 
-Reports the steady rate (the first step apart), peak memory, and both loss curves.
+Reports pairs a second of training (start-up apart), peak memory, and both loss curves.
 """
 
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, arguments, minilm, passages, peak_memory, questions, save, shaped, spread
+from common import arguments, minilm, passages, questions, run_measured, save, shaped, spread
 
 GROUP = 7
 
@@ -56,13 +55,13 @@ def main() -> None:
         ]
         curves: dict[str, list[list[float]]] = {"FlagEmbedding": [], "ours": []}
         rates: dict[str, list[float]] = {"FlagEmbedding": [], "ours": []}
+        peaks: dict[str, float] = {}
         for _ in range(args.repeats):
             for way, command in (("FlagEmbedding", theirs), ("ours", ours)):
-                said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-                curves[way].append([float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", said.stdout)])
-                seconds = float(re.findall(r"'train_runtime': '?([\d.]+)", said.stdout)[0])
+                _, peaks[way], said = run_measured(command)
+                curves[way].append([float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", said)])
+                seconds = float(re.findall(r"'train_runtime': '?([\d.]+)", said)[0])
                 rates[way].append(args.steps * groups * GROUP / seconds)
-        peaks = {way: peak_memory(command)[1] for way, command in (("FlagEmbedding", theirs), ("ours", ours))}
     ratios = [ours / theirs for theirs, ours in zip(*rates.values(), strict=True)]
     result = {
         "device": args.device,

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, arguments, peak_memory, save, side_by_side
+from common import ROOT, arguments, run_measured, save, side_by_side
 
 TOPK = 50
 
@@ -92,7 +92,7 @@ def main() -> None:
             for way in ("nested_loops", "ours"):
                 code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]; import fusion; "
                 code += f"fusion.{way}(fusion.Path({name!r}))"
-                peaks[f"{way}, {count} questions"] = peak_memory([sys.executable, "-c", code])[1]
+                peaks[f"{way}, {count} questions"] = run_measured([sys.executable, "-c", code])[1]
     save(__file__, {"n": args.questions, **measured, "equal files": same, "peak MiB": peaks,
                     "cache bytes": {"published": published, "ours": own, "ratio": published / own}})  # fmt: skip
 

@@ -7,16 +7,15 @@ Both run as processes of their own, start-up included; the encoder is MiniLM-L6 
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, arguments, minilm, passages, peak_memory, save, side_by_side
+from common import ROOT, arguments, minilm, passages, run_measured, save, side_by_side
 
 
 def main() -> None:
-    args = arguments(__doc__, passages=2600)
+    args = arguments(__doc__, passages=5200)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus = folder / "corpus.jsonl"
@@ -33,16 +32,17 @@ def main() -> None:
             "--corpus_path", str(corpus), "--index_path", f"{folder}/ours.index", "--index_max_length", "256",
             "--index_batch_size", batch, "--overwrite",
         ]  # fmt: skip
-        ways = {
-            "FlashRAG": lambda: subprocess.run(theirs, check=True, capture_output=True),
-            "ours": lambda: subprocess.run(ours, check=True, capture_output=True),
-        }
+        peaks: dict[str, float] = {}
+
+        def run(way: str, command: list[str]) -> None:
+            peaks[way] = run_measured(command)[1]
+
+        ways = {"FlashRAG": lambda: run("FlashRAG", theirs), "ours": lambda: run("ours", ours)}
         measured = side_by_side(ways, args.repeats, warm_up=False)
         import faiss
 
         first, second = (faiss.read_index(str(folder / path)) for path in ("theirs/minilm_Flat.index", "ours.index"))
         gap = abs(first.reconstruct_n(0, first.ntotal) - second.reconstruct_n(0, second.ntotal)).max()
-        peaks = {way: peak_memory(command)[1] for way, command in (("FlashRAG", theirs), ("ours", ours))}
     rate = {way: args.passages / found["median"] for way, found in measured["seconds"].items()}
     save(__file__, {"device": args.device, "n": args.passages, **measured, "passages/s": rate, "peak MiB": peaks,
                     "largest difference of a vector's number": float(gap)})  # fmt: skip

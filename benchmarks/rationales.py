@@ -1,7 +1,7 @@
 """Rationale requests against the ideal, concurrency over mean latency, and their memory against 64 processes.
 
     python benchmarks/rationales.py
-    python benchmarks/rationales.py --memory_rows 100000     (four minutes more)
+    python benchmarks/rationales.py --memory_rows 100000     (three minutes more)
 
 llm_generation.py as a process against a server with log-normal latency of 0.5 s in the mean, start-up, ramp and the
 last answers included. The published script's way is a pool of 64 processes, each with the openai client.

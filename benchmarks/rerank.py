@@ -1,22 +1,22 @@
 """Reranking against FlashRAG's CrossReranker: same model, same pairs.
 
-python benchmarks/rerank.py --questions 20          (MiniLM-L6 with a random head)
+python benchmarks/rerank.py --questions 40          (the quickstart's base reranker: bash reproduce.sh makes it)
 python benchmarks/rerank.py --device cuda --questions 2000     (bge-reranker-base's size, random weights)
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import arguments, minilm, passages, questions, save, shaped, side_by_side
+from common import ROOT, arguments, passages, questions, save, shaped, side_by_side
 
 TOPK = 20
 
 
 def main() -> None:
-    args = arguments(__doc__, questions=20)
+    args = arguments(__doc__, questions=40)
     import torch
-    import transformers
 
     from utils.reranker import LengthSortedReranker  # isort: skip (it keeps torch's threads from FlashRAG's import)
     from flashrag.retriever.reranker import CrossReranker
@@ -24,14 +24,9 @@ def main() -> None:
     cores = torch.get_num_threads()
 
     with tempfile.TemporaryDirectory() as name:
-        if args.device == "cuda":
-            model = shaped("reranker", Path(name))
-        else:
-            torch.manual_seed(0)
-            model = Path(name)
-            found = transformers.AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=1)
-            found.save_pretrained(model)
-            transformers.AutoTokenizer.from_pretrained(minilm()).save_pretrained(model)
+        model = shaped("reranker", Path(name)) if args.device == "cuda" else ROOT / "checkpoints/quickstart_base"
+        if not model.exists():
+            sys.exit(f"{model} is missing; make it first: bash reproduce.sh")
         settings = {
             "rerank_model_name": "bench", "rerank_model_path": str(model), "rerank_topk": TOPK,
             "rerank_max_length": 512,
