@@ -5,6 +5,7 @@
 
 reads   DATA_DIR/DATASET/reason/score_cache.jsonl and DATA_DIR/DATASET/retrieval/score_cache.jsonl
 writes  DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl
+        with --publish the caches too, as score_cache.published.jsonl beside each
 
 For each question both score lists are min-max normalised over its passages and fused, weight times
 rationale plus the rest times retrieval; the best --fusion_topk are kept and sampled into lines
@@ -14,14 +15,21 @@ read as well. Questions that cannot give a whole group are left out and counted.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
 from utils.sampling import SAMPLERS
 
-EXTRA = [
+EXTRA: list[tuple[str, dict[str, Any]]] = [
     ("--reason_cache", {"help": "rationale scores [DATA_DIR/DATASET/reason/score_cache.jsonl]"}),
     ("--retrieval_cache", {"help": "retrieval scores [DATA_DIR/DATASET/retrieval/score_cache.jsonl]"}),
     ("--passages", {"help": "texts of the passage ids in the caches [DATA_DIR/DATASET/train_docs_N.passages.jsonl]"}),
     ("--output", {"help": "[DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl]"}),
+    (
+        "--publish",
+        {"action": "store_true", "help": "write both caches in the published format too (about 28 times larger)"},
+    ),
 ]
 
 
@@ -32,20 +40,27 @@ def main() -> None:
         raise UsageError(f"--sampling {args.sampling!r} is none of {', '.join(SAMPLERS)}")
 
     from utils.passages import passages_path
+    from utils.score_cache import publish
     from utils.training_data import write_training_file
 
     folder = dataset_dir(args)
+    reason = Path(args.reason_cache or folder / "reason/score_cache.jsonl")
+    retrieval = Path(args.retrieval_cache or folder / "retrieval/score_cache.jsonl")
+    passages = Path(args.passages or passages_path(docs_path(args)))
     write_training_file(
-        reason_cache=args.reason_cache or folder / "reason/score_cache.jsonl",
-        retrieval_cache=args.retrieval_cache or folder / "retrieval/score_cache.jsonl",
+        reason_cache=reason,
+        retrieval_cache=retrieval,
         docs=docs_path(args),
-        passages=args.passages or passages_path(docs_path(args)),
+        passages=passages,
         output=args.output or training_lines_path(args),
         weight=args.reason_weight,
         sampling=args.sampling,
         topk=args.fusion_topk,
         overwrite=args.overwrite,
     )
+    if args.publish:
+        for cache in (reason, retrieval):
+            publish(cache, passages, args.overwrite)
 
 
 if __name__ == "__main__":

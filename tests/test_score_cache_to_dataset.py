@@ -52,6 +52,35 @@ def test_golden_lines_come_out_field_for_field(run_script, tmp_path, sampling):
     assert read_jsonl(output) == read_jsonl(GOLDEN / f"expected_{sampling}.jsonl")
 
 
+def test_caches_are_written_in_the_published_format_and_give_the_same_lines(run_script, tmp_path):
+    chance = random.Random(0)
+    ids = [f"p{i}" for i in range(60)]
+    write_jsonl(
+        tmp_path / "dataset/own/train_docs_20000.passages.jsonl", [{"id": i, "contents": f"text {i}"} for i in ids]
+    )
+    for kind in ("reason", "retrieval"):
+        rows = []
+        for number in range(30):
+            scored = sorted(((chance.random(), pid) for pid in ids[:50]), reverse=True)
+            scores, passages = [score for score, _ in scored], [pid for _, pid in scored]
+            rows.append({"id": f"q{number}", "query": f"question {number}", "passage_ids": passages, "scores": scores})
+        write_jsonl(tmp_path / f"dataset/own/{kind}/score_cache.jsonl", rows)
+    result = run_script("score_cache_to_dataset.py", "--dataset", "own", "--publish", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = read_jsonl(tmp_path / "dataset/own/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl")
+    both = [tmp_path / f"dataset/own/{kind}/score_cache.published.jsonl" for kind in ("reason", "retrieval")]
+    for path, own in zip(both, ("reason", "retrieval"), strict=True):
+        first, ours = read_jsonl(path)[0], read_jsonl(tmp_path / f"dataset/own/{own}/score_cache.jsonl")[0]
+        assert list(first) == ["query", "content"]
+        expected = [[f"text {p}", s] for p, s in zip(ours["passage_ids"], ours["scores"], strict=True)]
+        assert first["content"] == expected
+    assert fuse_files(tmp_path, *both)[0] == lines
+    words = ["--reason_cache", both[0], "--retrieval_cache", both[1], "--publish", "--output", "again.jsonl"]
+    again = run_script("score_cache_to_dataset.py", "--dataset", "own", *words, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "has the published format already" in again.stderr
+
+
 def restated(reason, retrieval, weight, sampling):
     """The published semantics in plain loops, sharing no code with the product."""
     lines = []

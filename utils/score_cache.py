@@ -14,12 +14,15 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.files import parse_row
+from utils.files import parse_row, require_space, write_lines
 from utils.fusion import descending, fuse
 from utils.line_index import LineIndex
+from utils.manifest import Phase
+from utils.passages import PassageTexts
 from utils.rows import PublishedScored, Scored
 
 QUESTIONS_AT_ONCE = 256  # fused as arrays; memory holds so many, whatever the caches' length
@@ -45,6 +48,36 @@ def is_published(cache: LineIndex) -> bool:
     if "content" not in first and "passage_ids" not in first:
         raise UsageError(f"{where}: a score cache line has 'content' (published), or 'passage_ids' and 'scores'")
     return "content" in first
+
+
+def publish(cache: Path, passages: Path, overwrite: bool) -> None:
+    """Write a cache of the own format in the published one, to ``NAME.published.jsonl`` beside it.
+
+    Args:
+        cache: the cache.
+        passages: texts by passage id.
+        overwrite: make the file again even if it is finished.
+
+    Raises:
+        UsageError: the cache has the published format already, an id without a text, or too small a disk.
+    """
+    output = cache.with_suffix(".published.jsonl")
+    phase = Phase(output, [cache, passages], {})
+    if phase.is_done(overwrite):
+        return
+    rows, texts = open_cache(cache), PassageTexts(passages)
+    if is_published(rows):
+        raise UsageError(f"{cache} has the published format already")
+    _, first = rows[next(iter(rows))]
+    size = len(rows) * len(first["passage_ids"]) * passages.stat().st_size / len(texts)
+    require_space(output.parent, size, str(output))
+    phase.finish(write_lines(output, (_as_published(*rows[key], texts) for key in rows)))
+
+
+def _as_published(where: str, raw: dict[str, Any], texts: PassageTexts) -> PublishedScored:
+    row = parse_row(raw, Scored, where)
+    content = [(texts[pid], score) for pid, score in zip(row.passage_ids, row.scores, strict=True)]
+    return PublishedScored(query=row.query, content=content)
 
 
 def unscored(reason: LineIndex, retrieval: LineIndex) -> int:
