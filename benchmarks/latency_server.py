@@ -2,7 +2,8 @@
 
     python benchmarks/latency_server.py 0.5
 
-One process, asyncio streams and as little HTTP as clients need, so that the client is what is measured.
+One process, asyncio streams and as little HTTP as clients need, so that the client is what is measured. A GET gives the
+seconds from the first request since the last GET to the last answer.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import math
 import random
 import sys
+import time
 
 MEAN = float(sys.argv[1])
 SIGMA = 0.5
@@ -20,16 +22,23 @@ ANSWER = {
     "usage": {"prompt_tokens": 60, "completion_tokens": 60, "total_tokens": 120},
 }  # fmt: skip
 BODY = json.dumps(ANSWER).encode()
-REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+TIMES: dict[str, float] = {}
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
+            if head.startswith(b"GET"):
+                took = str(TIMES.pop("last") - TIMES.pop("first")).encode()
+                writer.write(HEAD % len(took) + took)
+                continue
+            TIMES.setdefault("first", time.monotonic())
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             await reader.readexactly(int(length.split(b":")[1]))
             await asyncio.sleep(CHANCE.lognormvariate(math.log(MEAN) - SIGMA**2 / 2, SIGMA))
-            writer.write(REPLY)
+            writer.write(HEAD % len(BODY) + BODY)
+            TIMES["last"] = time.monotonic()
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
