@@ -80,7 +80,7 @@ def run(url: str, rows: int, concurrency: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    args = arguments(__doc__, rounds=60, memory_rows=10_000)
+    args = arguments(__doc__, rounds=60, memory_rows=0)
     server, url = start_server()
     result: dict = {"rounds": args.rounds, "reached": {}, "requests/s": {}, "peak MiB": {}}
     try:
@@ -90,7 +90,7 @@ def main() -> None:
             result["requests/s"][str(concurrency)] = rows / seconds
             result["reached"][str(concurrency)] = rows / seconds / (concurrency / LATENCY)
             result["peak MiB"][f"{rows} rows, {concurrency} in flight"] = peak
-        for rows in (1000, args.memory_rows):
+        for rows in (1000, args.memory_rows) if args.memory_rows else ():
             result["peak MiB"][f"{rows} rows, 256 in flight"] = run(url, rows, 256)[1]
         pool = subprocess.Popen([sys.executable, "-c", POOL, url], stdout=subprocess.DEVNULL)
         result["peak MiB"]["pool of 64 processes, 640 rows"] = tree_memory(pool)
