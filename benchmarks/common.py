@@ -66,19 +66,25 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
+# A process counts the memory of the one that it was forked from as its own: so it is forked from a small one.
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
 def run_measured(command: list[str]) -> tuple[float, float, str]:
     """Seconds, peak MiB and standard output of a process; the peak is the largest of it and its children."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=complained)
-        _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.NamedTemporaryFile("r") as peak:
+        words = [sys.executable, "-c", MEASURE, peak.name, *command]
+        started = time.perf_counter()
+        found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            complained.seek(0)
-            sys.exit(f"{command} ended with {process.returncode}: {complained.read()[-2000:]}")
-        said.seek(0)
-        return seconds, usage.ru_maxrss / 1024, said.read()
+        if found.returncode:
+            sys.exit(f"{command} ended with {found.returncode}: {found.stderr[-2000:]}")
+        return seconds, int(peak.read()) / 1024, found.stdout
 
 
 def save(script: str, result: dict[str, Any]) -> None:
