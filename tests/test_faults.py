@@ -9,7 +9,7 @@ from conftest import ROOT, questions, read_jsonl
 
 from utils.completion import UnusableError, read_completion
 from utils.config import UsageError
-from utils.journal import Journal, Records
+from utils.journal import Journal, Records, resume
 from utils.limiter import LONGEST_PAUSE, retry_after
 from utils.llm import Server
 from utils.spending import WASTE
@@ -168,6 +168,30 @@ def test_a_journal_torn_at_any_byte_loses_at_most_its_last_record(tmp_path):
             assert list(journal) == [f"k{i}" for i in range(kept)] + ["new"]
 
 
+def test_a_kill_at_any_byte_leaves_whole_chunks(tmp_path):
+    path = tmp_path / "j.jsonl"
+
+    def work(chunk):
+        seen.append(chunk)
+        return [{"text": f"{i} of {chunk}"} for i in chunk]
+
+    def run():
+        seen.clear()
+        with Journal(path) as journal:
+            resume(journal, list(range(8)), str, 3, work, "test")
+            return {key: journal[key] for key in journal}
+
+    seen = []
+    expected = run()
+    assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        assert run() == expected
+        assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]][sum(ends[i] <= cut for i in (3, 6, 8)) :]
+
+
 def test_a_damaged_line_costs_that_record_alone(tmp_path, capsys):
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
@@ -192,7 +216,7 @@ def test_a_file_that_is_no_journal_is_not_emptied(tmp_path):
 
 FILL = """
 import random, resource, signal, sys
-from utils.journal import Journal, Records
+from utils.journal import Journal, Records, resume
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # what is written beyond fails, as on a full disk
 journal, chance = Journal(sys.argv[1]), random.Random(0)
 for number in range(100):

@@ -16,6 +16,8 @@ from utils.files import dump_line, locked
 from utils.manifest import digest
 from utils.places import Places
 
+MORE = "more"  # of a record with which others follow that were made together
+
 
 class Records(Mapping[str, dict[str, Any]]):
     """The whole records of a journal by key; memory holds their places, the records stay on the disk.
@@ -40,6 +42,7 @@ class Records(Mapping[str, dict[str, Any]]):
         self._lines.seek(self._places[key])
         row: dict[str, Any] = orjson.loads(self._lines.readline())
         del row["key"]
+        row.pop(MORE, None)
         return row
 
     def __contains__(self, key: object) -> bool:
@@ -71,7 +74,8 @@ class Records(Mapping[str, dict[str, Any]]):
 class Journal(Records):
     """Append-only records of finished work, found again by key after a kill.
 
-    Each line is ``{"key": ..., **record}``. What is torn or damaged costs that record and no other.
+    Each line is ``{"key": ..., **record}``. What is torn or damaged costs that record and no other, or, of a group
+    that `append_all` was writing, the whole group.
 
     Args:
         path: the file; made with its folder if missing.
@@ -96,6 +100,12 @@ class Journal(Records):
         start = self._size
         self._write({"key": key, **record})
         self._places[key] = start
+
+    def append_all(self, records: dict[str, dict[str, Any]]) -> None:
+        """Keep finished records together: after a kill all of them are found, or none."""
+        last = next(reversed(records), None)
+        for key, record in records.items():
+            self.append(key, record if key == last else record | {MORE: True})
 
     def _write(self, row: dict[str, Any]) -> None:
         line = memoryview(dump_line(row))
@@ -130,9 +140,9 @@ class Journal(Records):
 
 
 def _places(path: Path, made_with: Any) -> tuple[Places, int]:
-    """Offsets of the whole records by key, and the offset up to which they reach (0: begin anew)."""
-    places = Places()
-    size, damaged = 0, 0
+    """Offsets of the whole records and groups by key, and the offset up to which they reach (0: begin anew)."""
+    places, group = Places(), dict[str, int]()
+    size, whole, damaged = 0, 0, 0
     with open(path, "rb") as handle:
         for line in handle:
             if not line.endswith(b"\n"):
@@ -145,13 +155,17 @@ def _places(path: Path, made_with: Any) -> tuple[Places, int]:
                 return Places(), 0
             key = row.get("key")
             if isinstance(key, str):
-                places[key] = size
+                group[key] = size
             elif size:
                 damaged += 1
             size += len(line)
+            if MORE not in row:
+                for key, place in group.items():
+                    places[key] = place
+                group, whole = {}, size
     if damaged:
         print(f"{path}: {damaged} damaged lines passed over", file=sys.stderr)
-    return places, size
+    return places, whole
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -178,6 +192,9 @@ def resume(
 ) -> None:
     """Do ``work`` on the items that the journal does not hold yet, a chunk at a time, with a bar.
 
+    A chunk is kept whole or not at all, so that a resumed run forms the same chunks: what a model says of an item
+    depends, in its last digits, on the others in its batch.
+
     Args:
         journal: receives one record an item.
         items: all items, done or not.
@@ -191,6 +208,5 @@ def resume(
     todo = [item for item in items if key(item) not in journal]
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=desc, unit="question") as bar:
         for part in in_chunks(todo, chunk):
-            for item, record in zip(part, work(part), strict=True):
-                journal.append(key(item), record)
+            journal.append_all(dict(zip(map(key, part), work(part), strict=True)))
             bar.update(len(part))
