@@ -32,7 +32,7 @@ def main() -> None:
             "rerank_max_length": 512,
             "rerank_batch_size": 64, "rerank_use_fp16": True, "device": args.device, "trust_remote_code": [],
         }  # fmt: skip
-        theirs, ours = CrossReranker(settings), LengthSortedReranker(SimpleNamespace(**settings))
+        theirs, ours = CrossReranker(settings), LengthSortedReranker(SimpleNamespace(**settings), pairs=20_000)
         texts = passages(args.questions * TOPK)
         docs = [[{"contents": text} for text in texts[i :: args.questions]] for i in range(args.questions)]
         asked = [f"{i} {text}" for i, text in enumerate(questions(args.questions))]

@@ -58,15 +58,16 @@ def test_equal_scores_keep_the_retrievers_order(args):
     assert len(set(scores[0])) == 1
 
 
-def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task):
+def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task, monkeypatch):
+    from utils import reranker
     from utils.reranker import LengthSortedReranker
 
-    if not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("this CPU has no bf16 instructions, so the reranker stays in fp32")
     queries, docs = task
     texts = [[doc["contents"] for doc in found] for found in docs]
     full = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
     args.rerank_use_fp16 = True
+    assert LengthSortedReranker(args).get_rerank_scores(queries, texts, 4) == full.tolist()  # this is a CPU
+    monkeypatch.setattr(reranker, "half_precision", lambda: torch.bfloat16)
     half = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
     assert (half != full).any()
     assert np.corrcoef(half, full)[0, 1] > 0.999
@@ -94,12 +95,14 @@ def test_no_passages_is_no_error(args):
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("architecture", ["XLMRoberta", "Gte", "ModernBert", "DebertaV2"])
-def test_rerankers_of_other_architectures(args, task, tokenizer, tmp_path, architecture, half):
+def test_rerankers_of_other_architectures(args, task, tokenizer, tmp_path, monkeypatch, architecture, half):
     """bge-reranker-* are XLM-R, gte-multilingual-reranker is GTE; newer ones come in other shapes."""
     import transformers
 
+    from utils import reranker as module
     from utils.reranker import LengthSortedReranker
 
+    monkeypatch.setattr(module, "half_precision", lambda: torch.bfloat16)  # a GPU's way, on a CPU
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,

@@ -38,7 +38,7 @@ class TextEncoder:
         path: folder or hub id.
         max_length: tokens; longer texts are cut.
         pooling: ``mean``, ``cls`` or ``pooler``.
-        half: fp16, on a GPU only: bf16 on a CPU moves cosines by 2e-3, more than neighbours differ.
+        half: fp16, on a GPU only.
         prefix: put before every text, such as e5's "query: ".
         trust: run code that the model brings.
         texts: about how many will be encoded: many are worth the time of `utils.cpu_engine`.
@@ -63,7 +63,7 @@ class TextEncoder:
         self.max_length = fitting_length(max_length, self.tokenizer, self.model.config)
         self.pooling, self.prefix = pooling, prefix
         self._fits = sys.maxsize  # texts at once, as far as is known
-        self._half = half_precision() if half and torch_device() == "cuda" else None
+        self._half = half_precision() if half else None
         if pooling != "pooler":
             self.model = fastest(self.model, self.tokenizer, "last_hidden_state", texts)
 

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
-from utils.devices import half_precision, local_model, longest_input, pretrained, select_devices, torch_device
+from utils.devices import cpu_has_bf16, local_model, longest_input, pretrained, select_devices, torch_device
 from utils.files import lock_path, locked, parse_row, read_jsonl, require_space, size_of, sync_folder
 from utils.manifest import Phase
 from utils.rows import TrainingGroup
@@ -235,7 +235,7 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
     if args.precision not in ("fp16", "bf16", "fp32"):
         raise UsageError(f"--precision {args.precision!r} is none of fp16, bf16, fp32")
     precision = args.precision
-    if on_cpu and (precision == "fp16" or half_precision() is None):
+    if on_cpu and (precision == "fp16" or not cpu_has_bf16()):
         precision = "fp32"
     if precision != args.precision:
         print(f"{args.precision} training is not for this processor; training in fp32")

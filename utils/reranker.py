@@ -1,4 +1,4 @@
-"""The reranker of the RAG runs: FlashRAG's contract, sorted by length, in half precision, with a stable order."""
+"""The reranker of the RAG runs: FlashRAG's contract, sorted by length, with a stable order."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class LengthSortedReranker(BaseReranker):
     """Any cross-encoder that transformers loads for sequence classification with one label.
 
     Pairs are tokenised as FlagEmbedding trains them: only the passage is cut, the question keeps at
-    most three quarters of the pair. The scoring layer stays in fp32, because bf16's eight bits would
-    make ties of scores that differ.
+    most three quarters of the pair. In half precision the scoring layer stays in fp32, so
+    that scores that differ make no ties.
 
     Args:
         args: the ``rag`` section's ``rerank_*`` settings.
-        pairs: about how many will be scored: many are worth the time of `utils.cpu_engine`.
+        pairs: about how many will be scored: on a CPU many are worth the time of `utils.cpu_engine`.
     """
 
     def __init__(self, args: argparse.Namespace, pairs: int = 0) -> None:
