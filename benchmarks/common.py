@@ -96,13 +96,20 @@ def save(script: str, result: dict[str, Any]) -> None:
         "command": " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "commit": commit(),
+        "commit": _measured_commit(),
         "versions": versions(),
     }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(_rounded(record), indent=2)
     print(text)
     (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def _measured_commit() -> str:
+    """The commit, marked if anything differs from it but what the benchmarks themselves write."""
+    words = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs/*.svg"]
+    differs = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout
+    return commit() if differs else commit().removesuffix("-dirty")
 
 
 def _rounded(value: Any) -> Any:
