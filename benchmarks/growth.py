@@ -68,9 +68,9 @@ def search_seconds(vectors: int) -> float:
 
 
 GROWTH: dict[str, tuple[str, Callable[[int], float], tuple[int, int, int]]] = {
-    "rationale requests": ("questions", rationale_seconds, (500, 1500, 4500)),
+    "rationale requests": ("questions", rationale_seconds, (400, 1200, 3600)),
     "fusion": ("questions", fusion_seconds, (2000, 6000, 20_000)),
-    "index": ("passages", index_seconds, (2000, 4000, 8000)),
+    "index": ("passages", index_seconds, (1000, 2000, 4000)),
     "Flat search": ("vectors", search_seconds, (50_000, 150_000, 450_000)),
 }
 
