@@ -1,7 +1,10 @@
 """OpenVINO in torch's place: the same numbers, or torch again."""
 
+import contextlib
+import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -73,3 +76,17 @@ def test_nothing_is_reported_to_the_makers(tiny_encoder):
         [sys.executable, "-c", REPORTS, tiny_encoder], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no thread affinity here")
+def test_threads_are_bound_to_no_core(tiny_encoder, monkeypatch):
+    """Else two processes of one thread each share a core, however many there are."""
+    monkeypatch.setattr(utils.cpu_engine, "usable_cores", lambda: 1)
+    encoder, seen = TextEncoder(str(tiny_encoder), 256, texts=WORTHWHILE), set()
+    work = threading.Thread(target=encoder.encode, args=(TEXTS * 20,))
+    work.start()
+    while work.is_alive():
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):
+                seen.add(frozenset(os.sched_getaffinity(int(thread))))
+    assert seen == {frozenset(os.sched_getaffinity(0))}

@@ -96,6 +96,7 @@ def _compiled(model: Any, tokenizer: Any, output: str) -> CpuModel:
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": usable_cores(),
+        "ENABLE_CPU_PINNING": False,  # two processes of one thread each would be bound to the same core
     }
     return CpuModel(openvino.Core().compile_model(graph, "CPU", settings), list(example), output)
 
