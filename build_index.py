@@ -3,7 +3,7 @@
     python build_index.py                                                  (e5-base-v2 over wiki18, on a GPU)
     python build_index.py --corpus_path=mine.jsonl --index_path=indexes/mine_Flat.index
 
-reads   --corpus_path, JSON lines {id, contents}, as a stream
+reads   --corpus_path, JSON lines {id, contents}, as a stream; also .gz, .zst, .bz2, and addresses (s3://, gs://, hdfs://)
 writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's line i
         INDEX_PATH.shards/ until then: encoded passages, --index_shard_size a file
 
@@ -21,12 +21,12 @@ from utils.devices import select_devices
 
 def main() -> None:
     """Parse the command line, encode what is missing, and join the shards."""
-    args = phase_arguments(__doc__, ["retrieval", "index"])
+    args = phase_arguments(__doc__, ["retrieval", "index", "engine"])
     select_devices(args)
 
     from utils.index import build_index
 
-    build_index(Path(args.corpus_path), Path(args.index_path), args)
+    build_index(args.corpus_path, Path(args.index_path), args)
 
 
 if __name__ == "__main__":

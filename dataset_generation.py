@@ -36,7 +36,7 @@ EXTRA: list[tuple[str, dict[str, Any]]] = [
 
 def main() -> int:
     """Parse the command line and run one phase; returns the exit code."""
-    args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion"], extra=EXTRA)
+    args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion", "engine"], extra=EXTRA)
     if args.check:
         from utils.checks import check_dataset
 

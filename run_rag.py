@@ -33,7 +33,7 @@ EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cos
 
 def main() -> None:
     """Parse the command line and run the pipeline."""
-    args = phase_arguments(__doc__, ["retrieval", "rag"], extra=EXTRA)
+    args = phase_arguments(__doc__, ["retrieval", "rag", "engine"], extra=EXTRA)
     if args.answer_type not in ("text", "letter"):
         raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
     select_devices(args)

@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 bash reproduce.sh --only_install
 python=.venv/bin/python
-stamp=.venv/.installed-dev wanted=$(cksum <requirements-dev.txt)
+stamp=.venv/.installed-dev wanted=$(cat requirements-dev.txt requirements-scale.txt | cksum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   $python -m pip install --quiet -r requirements-dev.txt
   echo "$wanted" >$stamp

@@ -8,7 +8,7 @@ from conftest import run_here
 from utils.bounds import BOUNDS, template_fault
 from utils.config import UsageError, load_config, phase_arguments, read_yaml
 
-ALL = ["rationale", "retrieval", "index", "get_docs", "scoring", "fusion", "finetune", "rag"]
+ALL = ["engine", "rationale", "retrieval", "index", "get_docs", "scoring", "fusion", "finetune", "rag"]
 
 
 def test_every_number_has_bounds_and_keeps_them():

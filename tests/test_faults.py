@@ -1,5 +1,6 @@
 """Requests to a server that fails in every way: what can be had is had, and what cannot is told."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_a_kill_at_any_byte_leaves_whole_chunks(tmp_path):
     def run():
         seen.clear()
         with Journal(path) as journal:
-            resume(journal, list(range(8)), str, 3, work, "test")
+            resume(journal, list(range(8)), str, 3, functools.partial(map, work), "test")
             return {key: journal[key] for key in journal}
 
     seen = []

@@ -16,7 +16,8 @@ def args(tiny_encoder):
     return SimpleNamespace(
         trust_remote_code=[],
         scorer="encoder", model_path=str(tiny_encoder), scorer_max_length=64, scorer_batch_size=4,
-        scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False,
+        scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False, engine="local",
+        num_shards=1, shard_index=-1,
     )  # fmt: skip
 
 
@@ -167,23 +168,23 @@ def test_two_runs_of_one_dataset_are_refused(inputs, args):
         score(inputs, args)
 
 
-def test_progress_of_other_inputs_does_not_outlive_their_rows(inputs, args, monkeypatch):
-    """A kill between the new rows' file and its first progress: the old progress told of the old rows."""
-    import utils.scoring
+def test_embeddings_of_other_inputs_are_not_taken_whenever_their_removal_ends(inputs, args, monkeypatch):
+    from utils import embedding_files
 
-    def end(_):
+    def end(folder):
+        (folder / embedding_files.MADE_WITH).unlink()
         raise KeyboardInterrupt
 
-    scratch = inputs.folder / "embeddings"
-    scratch.mkdir()
-    (scratch / "passages.done").write_text("another key 7")
-    (scratch / "passages.npy").write_bytes(b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr(utils.scoring, "reserve", end)
-        with pytest.raises(KeyboardInterrupt):
-            score(inputs, args)
-    assert not (scratch / "passages.done").exists()
     expected = score(inputs, args)
+    folder = inputs.folder / "embeddings/passages"
+    folder.mkdir(parents=True)
+    (folder / embedding_files.MADE_WITH).write_text("another key")
+    np.save(folder / "00000.npy", np.zeros((12, 32), dtype=np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_files.shutil, "rmtree", end)
+        with pytest.raises(KeyboardInterrupt):
+            score(inputs, args, "again.jsonl")
+    assert (folder / "00000.npy").exists()
     assert score(inputs, args, "again.jsonl") == expected
 
 
@@ -191,7 +192,7 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
     """The first removes its folder after the second has looked at the output, and before that has the lock."""
     import shutil
 
-    from utils import scoring
+    from utils import share
 
     (inputs.folder / "embeddings").mkdir()
 
@@ -199,7 +200,7 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
         shutil.rmtree(inputs.folder / "embeddings")
         return locked(path)
 
-    monkeypatch.setattr(scoring, "locked", after_the_other)
+    monkeypatch.setattr(share, "locked", after_the_other)
     assert len(score(inputs, args)) == 12
 
 
@@ -207,13 +208,14 @@ def test_space_for_the_embeddings_is_looked_for_first_and_what_is_there_counts(i
     from utils.encoder import TextEncoder
 
     used = {pid for doc in inputs.docs for pid in doc["passage_ids"]}
-    needed = 4 * 32 * (len(used) + 12)
+    needed = 2 * 4 * 32 * (len(used) + 12)  # the files, and the rows of all of them in order
     disk(needed - 1)
     with monkeypatch.context() as patch:
         patch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("it began"))
         with pytest.raises(UsageError, match="embeddings in .* will take about"):
             score(inputs, args)
-    (inputs.folder / "embeddings/passages.npy").write_bytes(b"x")
+    (inputs.folder / "embeddings/passages").mkdir(parents=True)
+    (inputs.folder / "embeddings/passages/00000.npy").write_bytes(b"x")
     assert len(score(inputs, args)) == 12
 
 

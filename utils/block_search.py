@@ -42,20 +42,30 @@ class BlockIndex:
         path: a file of which `stored_type` knows the type.
         devices: torch's names; blocks go to them in turn.
         keep: hold the vectors in memory.
+        rows: of the file that are searched; None: all.
 
     Raises:
         UsageError: an index of another type.
     """
 
-    def __init__(self, path: str | os.PathLike[str], devices: Sequence[str] = ("cpu",), keep: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        devices: Sequence[str] = ("cpu",),
+        keep: bool = False,
+        rows: range | None = None,
+    ) -> None:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         dtype = stored_type(index)
         if dtype is None:
             raise UsageError(f"{path} is no Flat index with inner product; build_index.py makes one")
         self.ntotal, self.d = index.ntotal, index.d
         self._path, self._dtype, self._devices = path, dtype, devices
-        size = self.ntotal * self.d * dtype.itemsize
-        self._offset = os.path.getsize(path) - size  # both kinds of file end with the vectors
+        self._rows = range(self.ntotal) if rows is None else rows
+        width = self.d * dtype.itemsize
+        # Both kinds of file end with the vectors.
+        self._offset = os.path.getsize(path) - (self.ntotal - self._rows.start) * width
+        size = len(self._rows) * width
         self._kept: list[tuple[int, torch.Tensor]] = []
         if keep or all(_gpu_takes(device, size / len(devices)) for device in devices):
             self._kept = [(start, block.clone()) for start, block in self._read(MOST_ROWS)]
@@ -70,17 +80,18 @@ class BlockIndex:
             topk: rows a query.
         """
         there = {device: torch.from_numpy(queries).to(device) for device in self._devices}
-        best = {device: _nothing(len(queries), topk, device) for device in self._devices}
+        best = {device: nothing(len(queries), topk, device) for device in self._devices}
         size = max(1, min(MOST_ROWS, MOST_SCORES // max(1, len(queries))))
         with torch.inference_mode():
             for start, block in self._blocks(size):
                 device = str(block.device)
                 scores = there[device] @ block.float().T
                 columns = best_columns(scores, topk)
-                best[device] = _merged(best[device], (scores.gather(1, columns), columns + start), topk)
-            found = _nothing(len(queries), topk, "cpu")
+                found = scores.gather(1, columns), columns + self._rows.start + start
+                best[device] = merged(best[device], found, topk)
+            found = nothing(len(queries), topk)
             for values, rows in best.values():
-                found = _merged(found, (values.cpu(), rows.cpu()), topk)
+                found = merged(found, (values.cpu(), rows.cpu()), topk)
         return found[0].numpy(), found[1].numpy()
 
     def _blocks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -95,17 +106,19 @@ class BlockIndex:
         """Blocks from the file, of which the next is read while one is worked on."""
         gpu = self._devices[0] != "cpu"
         # Two buffers in turn: fresh ones would be cleared by the system each time.
-        buffers = [torch.empty((min(size, self.ntotal), self.d), dtype=self._dtype, pin_memory=gpu) for _ in range(2)]
+        buffers = [
+            torch.empty((min(size, len(self._rows)), self.d), dtype=self._dtype, pin_memory=gpu) for _ in range(2)
+        ]
 
         def fill(number: int) -> torch.Tensor:
-            block = buffers[number % 2][: self.ntotal - number * size]
+            block = buffers[number % 2][: len(self._rows) - number * size]
             file.seek(self._offset + number * size * self.d * self._dtype.itemsize)
             if file.readinto(block.numpy().data) != block.nbytes:
                 raise UsageError(f"{self._path} has become shorter while it was searched")
             return block
 
         with open(self._path, "rb") as file, ThreadPoolExecutor(1) as reader:
-            count = -(-self.ntotal // size)
+            count = -(-len(self._rows) // size)
             ahead = reader.submit(fill, 0)
             for number in range(count):
                 block = ahead.result()
@@ -134,12 +147,13 @@ def best_columns(scores: torch.Tensor, count: int) -> torch.Tensor:
     return columns
 
 
-def _nothing(queries: int, topk: int, device: str) -> Found:
+def nothing(queries: int, topk: int, device: str = "cpu") -> Found:
+    """What a search has found before it has seen a vector: row -1 in every place."""
     shape = (queries, topk)
     return torch.full(shape, torch.finfo(torch.float32).min, device=device), torch.full(shape, -1, device=device)
 
 
-def _merged(known: Found, new: Found, topk: int) -> Found:
+def merged(known: Found, new: Found, topk: int) -> Found:
     """The best ``topk`` of both, best first, of equal scores the earlier row first."""
     values, rows = (torch.cat(pair, dim=1) for pair in zip(known, new, strict=True))
     rows, order = rows.sort(dim=1)

@@ -8,15 +8,17 @@ retrieve again, another generator does not rerank again.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from utils.config import UsageError, settings_of
+from utils.config import UsageError, settings_of, without_secrets
+from utils.engine import make_engine
 from utils.files import atomic, dump_line, read_rows, require_space, write_lines
 from utils.intervals import Interval, bootstrap
 from utils.journal import Journal, resume
@@ -25,6 +27,7 @@ from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metri
 from utils.passages import PassageTexts, passages_path
 from utils.retrieval import RETRIEVAL_SETTINGS, ranking_size
 from utils.rows import Candidates, Question
+from utils.share import Share
 from utils.trec import write_qrels, write_run
 
 if TYPE_CHECKING:
@@ -87,24 +90,22 @@ class RagPipeline:
         phase = Phase(output, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
         if phase.is_done(args.overwrite):
             return output
-        from utils.reranker import LengthSortedReranker
+        from utils.reranker import RerankWork
 
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
-        reranker = LengthSortedReranker(args, pairs=sum(len(row.passage_ids) for row in candidates))
+        pairs = sum(len(row.passage_ids) for row in candidates)
+        run = make_engine(args).start(functools.partial(RerankWork, without_secrets(args), pairs))
 
-        def work(chunk: list[Candidates]) -> list[dict[str, Any]]:
-            docs = [[{"id": pid, "contents": texts[pid]} for pid in row.passage_ids] for row in chunk]
-            ranked, scores = reranker.rerank([row.question for row in chunk], docs, topk=args.retrieval_topk)
-            return [
-                {"passage_ids": [doc["id"] for doc in found], "scores": score}
-                for found, score in zip(ranked, scores, strict=True)
-            ]
+        def work(chunks: Iterator[list[Candidates]]) -> Iterator[list[dict[str, Any]]]:
+            return run([(row, [texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)
 
-        with Journal(journal_path, made_with=phase.key) as journal:
+        share = Share.of(args)
+        with Journal(journal_path, made_with=phase.key, share=share) as journal:
             size = ranking_size(len(candidates), len(journal), args.retrieval_topk)
             require_space(self.stages, size, f"{output} and its journal")
-            resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
+            resume(journal, share.pick(candidates, RERANK_CHUNK), lambda row: row.id, RERANK_CHUNK, work, "rerank")
+            share.end_unless_whole(output)
             write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
             phase.finish(len(candidates))
             journal.delete()
@@ -181,7 +182,7 @@ class RagPipeline:
         from utils.generators import make_generator
 
         generator = make_generator(self.args)
-        answers = generator.generate(self._prompts(generator, passages))
+        answers = generator.generate(self._prompts(generator, passages), Share.of(self.args))
         self.facts |= generator.facts
         return answers
 

@@ -45,6 +45,10 @@ class UsageError(Exception):
     """A mistake the user can mend; the message names the file, the field and the next step."""
 
 
+class ShareDone(Exception):  # noqa: N818  (no error)
+    """A process has done its share of a phase, and other processes the rest; the message says what is next."""
+
+
 def load_config(profile: str | None = None) -> Config:
     """Read the defaults and lay a profile over them.
 
@@ -197,6 +201,11 @@ def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
     return {key: getattr(args, key) for key in keys}
 
 
+def without_secrets(args: argparse.Namespace) -> argparse.Namespace:
+    """The settings for a worker elsewhere, whose memory and logs others may read."""
+    return argparse.Namespace(**{key: value for key, value in vars(args).items() if key not in SECRETS})
+
+
 def printable(text: str) -> str:
     """Text of models, servers and files without what would steer a terminal: control characters as escapes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
@@ -209,6 +218,9 @@ def run_main(main: Any) -> None:
     """
     try:
         code = main()
+    except ShareDone as done:
+        print(done)
+        code = 0
     except UsageError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2

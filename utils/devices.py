@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -120,8 +121,10 @@ def in_batches(
 
 
 def usable_cores() -> int:
-    """Cores this process may use, which containers set below the machine's number."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, which containers and OMP_NUM_THREADS set below the machine's number."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(there, int(wanted)) if wanted.isdecimal() and int(wanted) else there
 
 
 def pretrained(auto: Any, path: str, trust: bool, **options: Any) -> Any:
@@ -155,6 +158,19 @@ def fitting_length(wanted: int, tokenizer: Any, config: Any) -> int:
     if wanted > most:
         print(f"note: {config.name_or_path} takes {most} tokens; texts are cut there, not at {wanted}", file=sys.stderr)
     return min(wanted, most)
+
+
+def model_dimension(name: str) -> int:
+    """The length of an encoder's vectors, by its configuration alone.
+
+    Raises:
+        UsageError: no model of this name, or one whose configuration does not tell.
+    """
+    with open(os.path.join(local_model(name), "config.json"), "rb") as file:
+        found = json.load(file).get("hidden_size")
+    if not isinstance(found, int):
+        raise UsageError(f"{name}: its config.json has no hidden_size: an encoder is expected")
+    return found
 
 
 def local_model(name: str) -> str:

@@ -57,25 +57,43 @@ def read_with_offsets(
         lines = open(path, "rb")
     except FileNotFoundError:
         raise UsageError(f"{path} is missing" + (f"; run: {made_by}" if made_by else "")) from None
-    offset = 0
     with lines:
-        for number, line in enumerate(lines, 1):
-            start, size = offset, len(line)
-            offset += size
-            line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if not line:
+        yield from parse_lines(lines, path, bad)
+
+
+def parse_lines(
+    lines: Iterable[bytes],
+    path: str | os.PathLike[str],
+    bad: Callable[[str, UsageError], None] = refuse,
+    first: int = 1,
+) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
+    """As `read_with_offsets`, of lines that have been read.
+
+    Args:
+        lines: of the file, from number ``first``; places count from the first byte of these.
+        path: for messages.
+        bad: as of `read_with_offsets`.
+        first: number of the first line, from 1.
+    """
+    offset = 0
+    for number, line in enumerate(lines, first):
+        start, size = offset, len(line)
+        offset += size
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            if not line.strip():
                 continue
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                hint = _hint(line) or "mend or remove the line"
-                bad("lines that are not valid JSON", UsageError(f"{path}:{number}: not valid JSON ({error}); {hint}"))
-                continue
-            if not isinstance(row, dict):
-                what = f"a JSON object is expected, not {type(row).__name__}"
-                bad("lines that are no JSON object", UsageError(f"{path}:{number}: {what}"))
-                continue
-            yield number, start, size, row
+            hint = _hint(line) or "mend or remove the line"
+            bad("lines that are not valid JSON", UsageError(f"{path}:{number}: not valid JSON ({error}); {hint}"))
+            continue
+        if not isinstance(row, dict):
+            what = f"a JSON object is expected, not {type(row).__name__}"
+            bad("lines that are no JSON object", UsageError(f"{path}:{number}: {what}"))
+            continue
+        yield number, start, size, row
 
 
 def _hint(line: bytes) -> str:

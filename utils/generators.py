@@ -13,6 +13,7 @@ from utils.files import file_name
 from utils.journal import Journal
 from utils.llm import Request, Server, ask_all, request
 from utils.pricing import Budget
+from utils.share import WHOLE, Share
 
 Messages = list[dict[str, str]]
 Prompt = str | Messages
@@ -33,8 +34,8 @@ class Generator(Protocol):
     def defuse(self, text: str) -> str:
         """A passage or question whose control tokens, if it holds any, are read as words."""
 
-    def generate(self, prompts: list[Prompt]) -> list[str]:
-        """One greedy answer a prompt, in order."""
+    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
+        """One greedy answer a prompt, in order; ends the command if the share is not all of them."""
 
 
 class OpenAIGenerator:
@@ -62,14 +63,14 @@ class OpenAIGenerator:
         """Without the control tokens of the commonest chat templates: the server's own are not known."""
         return defused(text)
 
-    def generate(self, prompts: list[Prompt]) -> list[str]:
-        """One answer a prompt, an empty one where a request failed for good.
+    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
+        """One answer a prompt, an empty one where a request failed for good; see `Generator`.
 
         Raises:
             UsageError: more of them failed than ``max_failures`` allows; the answers so far are kept.
         """
-        requests, budget = self._requests(prompts), self._budget()
-        with Journal(self._journal) as journal:
+        requests, budget = share.pick(self._requests(prompts)), self._budget()
+        with Journal(self._journal, share=share) as journal:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=budget)
             answers = [journal[item.key]["text"].strip() if item.key in journal else "" for item in requests]
         if outcome.unasked:
@@ -77,6 +78,7 @@ class OpenAIGenerator:
                 f"{outcome.unasked} requests were not sent: {outcome.stopped}; the answers so far are kept, and the "
                 "same command goes on (--max_cost raises the limit)"
             )
+        share.end_unless_whole(self.name)
         failed = sum(item.key in outcome.failures for item in requests)
         if failed > self._args.max_failures * len(requests):
             reasons = sorted(set(outcome.failures.values()))

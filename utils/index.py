@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import functools
+import io
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from utils.config import UsageError
+from utils.config import UsageError, without_secrets
+from utils.corpus_file import CorpusFile
+from utils.devices import model_dimension
+from utils.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.encoder import TextEncoder
-from utils.files import atomic, lock_path, locked, parse_row, read_jsonl, remove_torn, require_space
+from utils.engine import make_engine
+from utils.files import atomic, parse_lines, parse_row, remove_torn, require_space
 from utils.manifest import Phase
 from utils.rows import Passage
+from utils.share import Share
 
 INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length", "index_use_fp16")
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
-MADE_WITH = "made_with"
 
 
-def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
+def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
     """Encode ``corpus`` and write ``output``, going on from the shards that an earlier call left.
 
     Args:
-        corpus: JSON lines of `utils.rows.Passage`.
+        corpus: JSON lines of `utils.rows.Passage`, as `CorpusFile` finds them.
         output: the index file; its manifest tells with which encoder it must be searched.
         args: the ``retrieval`` and ``index`` sections' settings.
 
@@ -39,9 +45,7 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     """
     if args.index_storage not in STORAGE:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
-    if not corpus.is_file():
-        fault = "is a folder, not a file" if corpus.is_dir() else "is missing"
-        raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
+    file = CorpusFile(corpus)
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
     if args.index_storage != "fp32":  # unmentioned otherwise: the manifests of older indexes do not have it
         settings["index_storage"] = args.index_storage
@@ -49,26 +53,25 @@ def build_index(corpus: Path, output: Path, args: argparse.Namespace) -> None:
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    with locked(lock_path(folder)):
-        folder.mkdir(exist_ok=True)
+    share = Share.of(args)
+    with share.lock(folder):
         remove_torn(output)
-        size = corpus_size(corpus)
-        _begin_anew_unless(folder, f"{phase.key} {args.index_shard_size}")
-        encoder = TextEncoder(
-            args.retriever_path,
-            args.index_max_length,
-            args.retrieval_pooling_method,
-            half=args.index_use_fp16,
-            prefix=passage_prefix(args.retrieval_method),
-            trust=args.retriever_path in args.trust_remote_code,
-            texts=size,
-        )
-        done = len(list(folder.glob("*.npy"))) * args.index_shard_size
-        width = STORAGE[args.index_storage].itemsize * encoder.dimension
-        require_space(folder, width * (2 * size - min(done, size)), f"{output} and its shards")
-        paths = _encode_shards(corpus, size, folder, encoder, args)
-        rows = join_shards(paths, encoder.dimension, output, args.index_storage)
-        phase.finish(rows, facts={"dimension": encoder.dimension})
+        blocks = corpus_blocks(file.lines(), args.index_shard_size)
+        size = sum(block.passages for block in blocks)
+        prepare_folder(folder, f"{phase.key} {args.index_shard_size}", share)
+        files = [
+            EmbeddingFile(folder / f"{number:05d}.npy", [(block.passages, block) for block in part])
+            for number, part in groupby(blocks, lambda block: block.shard)
+        ]
+        dimension = model_dimension(args.retriever_path)
+        width = STORAGE[args.index_storage].itemsize * dimension
+        left = sum(file.rows for file in files if not file.path.exists())
+        require_space(folder, width * (size + left), f"{output} and its shards")
+        run = make_engine(args).start(functools.partial(PassageWork, corpus, without_secrets(args), size))
+        encode_files(share.pick(files), run, "encode", "passage")
+        share.end_unless_whole(output)
+        rows = join_shards([file.path for file in files], dimension, output, args.index_storage)
+        phase.finish(rows, facts={"dimension": dimension})
         shutil.rmtree(folder)
 
 
@@ -79,42 +82,79 @@ def passage_prefix(method: str) -> str:
     return set_default_instruction(method, is_query=False)
 
 
-def corpus_size(corpus: Path) -> int:
-    """Lines that are not blank."""
-    with open(corpus, "rb") as lines:
-        return sum(not line.isspace() for line in lines)
+@dataclass(frozen=True)
+class Block:
+    """Consecutive lines of a corpus that are encoded together.
+
+    Attributes:
+        shard: number of the shard that they belong to.
+        start: place of their first byte.
+        size: bytes.
+        line: number of the first, from 1.
+        passages: lines that are not blank.
+    """
+
+    shard: int
+    start: int
+    size: int
+    line: int
+    passages: int
 
 
-def _begin_anew_unless(folder: Path, made_with: str) -> None:
-    mark = folder / MADE_WITH
-    if not mark.exists() or mark.read_text() != made_with:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        mark.write_text(made_with)
+def corpus_blocks(lines: Iterable[bytes], shard_size: int) -> list[Block]:
+    """The blocks of a corpus's lines, of `ENCODE_AT_ONCE` passages or what is left of a shard."""
+    blocks: list[Block] = []
+    start = end = passages = done = 0
+    line = first = 1
+
+    def close() -> None:
+        nonlocal start, passages, first
+        if passages:
+            blocks.append(Block((done - 1) // shard_size, start, end - start, first, passages))
+        start, passages, first = end, 0, line
+
+    for text in lines:
+        end += len(text)
+        line += 1
+        if not text.isspace():
+            passages += 1
+            done += 1
+        if passages == ENCODE_AT_ONCE or (passages and done % shard_size == 0):
+            close()
+    close()
+    return blocks
 
 
-def _encode_shards(corpus: Path, size: int, folder: Path, encoder: TextEncoder, args: argparse.Namespace) -> list[Path]:
-    lines = read_jsonl(corpus)
-    paths: list[Path] = []
-    with tqdm(total=size, desc="encode", unit="passage", smoothing=0.05) as bar:
-        for number in itertools.count():
-            shard = list(itertools.islice(lines, args.index_shard_size))
-            if not shard:
-                return paths
-            paths.append(folder / f"{number:05d}.npy")
-            if paths[-1].exists():
-                bar.update(len(shard))
-                bar.unpause()
-                continue
-            texts = [parse_row(raw, Passage, f"{corpus}:{line}").contents for line, raw in shard]
-            rows = np.empty((len(texts), encoder.dimension), dtype=STORAGE[args.index_storage])
-            for start in range(0, len(texts), ENCODE_AT_ONCE):
-                part = texts[start : start + ENCODE_AT_ONCE]
-                rows[start : start + len(part)] = encoder.encode(part, args.index_batch_size)
-                bar.update(len(part))
-            with atomic(paths[-1]) as handle:
-                np.save(handle, rows)
-    return paths
+class PassageWork:
+    """A worker that encodes blocks of a corpus.
+
+    Args:
+        corpus: the file, which every worker can read.
+        args: the ``retrieval`` and ``index`` sections' settings.
+        texts: about how many will be encoded, by all workers.
+    """
+
+    def __init__(self, corpus: str, args: argparse.Namespace, texts: int) -> None:
+        self._name, self._corpus = corpus, CorpusFile(corpus)
+        self._batch_size, self._dtype = args.index_batch_size, STORAGE[args.index_storage]
+        self._encoder = TextEncoder(
+            args.retriever_path,
+            args.index_max_length,
+            args.retrieval_pooling_method,
+            half=args.index_use_fp16,
+            prefix=passage_prefix(args.retrieval_method),
+            trust=args.retriever_path in args.trust_remote_code,
+            texts=texts,
+        )
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        """The block's vectors, as they are stored."""
+        lines = io.BytesIO(self._corpus.read(block.start, block.size))
+        texts = [
+            parse_row(raw, Passage, f"{self._name}:{number}").contents
+            for number, _, _, raw in parse_lines(lines, self._name, first=block.line)
+        ]
+        return self._encoder.encode(texts, self._batch_size).astype(self._dtype)
 
 
 def join_shards(paths: list[Path], dimension: int, output: Path, storage: str = "fp32") -> int:

@@ -15,6 +15,7 @@ from utils.config import UsageError
 from utils.files import dump_line, locked
 from utils.manifest import digest
 from utils.places import Places
+from utils.share import WHOLE, Share, others
 
 MORE = "more"  # of a record with which others follow that were made together
 
@@ -81,19 +82,36 @@ class Journal(Records):
         path: the file; made with its folder if missing.
         made_with: as for `Records`; a file made with other settings is begun anew.
         sync_every: seconds between fsyncs, the most a power cut can lose.
+        share: of the work; each has its own file, and the whole takes over what is in them.
 
     Raises:
         UsageError: another run has the journal open (the kernel ends its claim with its process), or the file is
             no journal.
     """
 
-    def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        made_with: Any = None,
+        sync_every: float = 1.0,
+        share: Share = WHOLE,
+    ) -> None:
         self._sync_every, self._synced = sync_every, time.monotonic()
-        self._file = locked(Path(path))
-        super().__init__(path, made_with)
+        self._file = locked(share.beside(Path(path)))
+        super().__init__(share.beside(Path(path)), made_with)
         self._file.truncate(self._size)
         if self._size == 0:
             self._write({"made_with": digest(made_with)})
+        for other in others(self.path) if share.whole else ():
+            self._absorb(other, made_with)
+
+    def _absorb(self, other: Path, made_with: Any) -> None:
+        with locked(other), Records(other, made_with) as part:  # nobody writes it any more
+            for key in part:
+                if key not in self:
+                    self.append(key, part[key])
+            self.sync()
+            other.unlink()
 
     def append(self, key: str, record: dict[str, Any]) -> None:
         """Keep one finished record."""
@@ -187,7 +205,7 @@ def resume(
     items: list[Any],
     key: Callable[[Any], str],
     chunk: int,
-    work: Callable[[list[Any]], list[dict[str, Any]]],
+    work: Callable[[Iterator[list[Any]]], Iterator[list[dict[str, Any]]]],
     desc: str,
 ) -> None:
     """Do ``work`` on the items that the journal does not hold yet, a chunk at a time, with a bar.
@@ -199,14 +217,14 @@ def resume(
         journal: receives one record an item.
         items: all items, done or not.
         key: the journal key of an item.
-        chunk: items a call of ``work``; at most so many are done again after a kill.
-        work: items -> one record each, in order.
+        chunk: items a chunk; at most the chunks in work are done again after a kill.
+        work: chunks -> for each, in order, one record an item, as ``functools.partial(map, function)`` does it.
         desc: text of the progress bar.
     """
     from tqdm import tqdm
 
     todo = [item for item in items if key(item) not in journal]
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=desc, unit="question") as bar:
-        for part in in_chunks(todo, chunk):
-            journal.append_all(dict(zip(map(key, part), work(part), strict=True)))
+        for part, records in zip(in_chunks(todo, chunk), work(in_chunks(todo, chunk)), strict=True):
+            journal.append_all(dict(zip(map(key, part), records, strict=True)))
             bar.update(len(part))

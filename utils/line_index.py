@@ -36,6 +36,8 @@ class LineIndex:
         self.path = path
         self._places: dict[str, int] = {}
         self._numbers, self._starts, self._sizes = array("Q"), array("Q"), array("Q")
+        add_place, add_number = self._places.setdefault, self._numbers.append
+        add_start, add_size = self._starts.append, self._sizes.append
         for number, start, size, row in read_with_offsets(path, made_by):
             try:
                 name = key(row)
@@ -44,12 +46,11 @@ class LineIndex:
             if not isinstance(name, str):
                 raise UsageError(f"{path}:{number}: a text is expected that names the line, not {name!r:.80}")
             place = len(self._places)
-            first = self._places.setdefault(name, place)
-            if first != place:
+            if (first := add_place(name, place)) != place:
                 raise UsageError(f"{path}:{number}: {name[:80]!r} stands on line {self._numbers[first]} too")
-            self._numbers.append(number)
-            self._starts.append(start)
-            self._sizes.append(size)
+            add_number(number)
+            add_start(start)
+            add_size(size)
             if seen:
                 seen(row)
         if not self._places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from utils.files import file_name
 from utils.generators import Prompt
 from utils.journal import Journal, resume
 from utils.manifest import digest, fingerprint
+from utils.share import WHOLE, Share
 
 
 class LocalGenerator(ABC):
@@ -46,21 +48,25 @@ class LocalGenerator(ABC):
         """Without the commonest control tokens and the tokenizer's own."""
         return without_control(self.tokenizer, defused(text))
 
-    def generate(self, prompts: list[Prompt]) -> list[str]:
+    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
         """One greedy answer a prompt; those that an earlier run left are not generated again."""
         keys = [digest([self._made_with, prompt]) for prompt in prompts]
         # Prompts of like length meet in a batch, and what is too long for the memory is found at the start.
         todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -_characters(item[1]))
-        with Journal(self._journal) as journal:
+        with Journal(self._journal, share=share) as journal:
             resume(
                 journal,
-                todo,
+                share.pick(todo, self.chunk),
                 lambda item: item[0],
                 self.chunk,
-                lambda part: [{"text": text} for text in self._answer([prompt for _, prompt in part])],
+                functools.partial(map, self._records),
                 "generate",
             )
+            share.end_unless_whole(self.name)
             return [journal[key]["text"] for key in keys]
+
+    def _records(self, part: list[tuple[str, Prompt]]) -> list[dict[str, Any]]:
+        return [{"text": text} for text in self._answer([prompt for _, prompt in part])]
 
     @abstractmethod
     def _answer(self, prompts: list[Prompt]) -> list[str]:

@@ -14,6 +14,7 @@ from utils.cpu_engine import fastest
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 from utils.flashrag_parts import BaseReranker
 from utils.fusion import descending
+from utils.rows import Candidates
 
 
 class LengthSortedReranker(BaseReranker):
@@ -123,3 +124,28 @@ def _keep_fp32(head: Any) -> None:
             return inner(features.float(), *args, **kwargs)
 
     head.forward = forward
+
+
+class RerankWork:
+    """A worker that ranks all passages of questions.
+
+    Args:
+        args: as of `LengthSortedReranker`.
+        pairs: about how many will be scored.
+    """
+
+    def __init__(self, args: argparse.Namespace, pairs: int) -> None:
+        self._reranker = LengthSortedReranker(args, pairs)
+
+    def __call__(self, questions: list[tuple[Candidates, list[str]]]) -> list[dict[str, Any]]:
+        """``{passage_ids, scores}``, best first, for each question with the texts of its passages."""
+        docs = [
+            [{"id": pid, "contents": text} for pid, text in zip(row.passage_ids, texts, strict=True)]
+            for row, texts in questions
+        ]
+        most = max((len(texts) for texts in docs), default=0)
+        ranked, scores = self._reranker.rerank([row.question for row, _ in questions], docs, topk=most)
+        return [
+            {"passage_ids": [doc["id"] for doc in found], "scores": score}
+            for found, score in zip(ranked, scores, strict=True)
+        ]

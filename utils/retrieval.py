@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
+from utils.corpus_file import is_stream
+from utils.engine import Here, make_engine
 from utils.files import require_space, write_lines
 from utils.journal import Journal, in_chunks, resume
 from utils.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.passages import passages_path
 from utils.rows import Candidates, Question
+from utils.share import Share
 
 if TYPE_CHECKING:
     from utils.retriever import FlatRetriever
@@ -58,17 +62,18 @@ def retrieve(
     phase = Phase(output, inputs, settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
         return
-    from utils.retriever import FlatRetriever
-
-    retriever = FlatRetriever(args, topk, len(questions))
+    retriever = open_retriever(args, topk, len(questions))
 
     def work(chunk: list[Question]) -> list[dict[str, Any]]:
         found = retriever.search_rows([row.question for row in chunk], topk)
         return [{"rows": rows, "scores": scores} for rows, scores in found]
 
-    with Journal(journal_path, made_with=phase.key) as journal:
+    share = Share.of(args)
+    with Journal(journal_path, made_with=phase.key, share=share) as journal:
         require_space(output.parent, ranking_size(len(questions), len(journal), topk), f"{output} and its journal")
-        resume(journal, questions, lambda row: row.id, questions_a_pass(args), work, "retrieve")
+        mine, chunk = share.pick(questions, args.retrieval_batch_size), questions_a_pass(args)
+        resume(journal, mine, lambda row: row.id, chunk, functools.partial(map, work), "retrieve")
+        share.end_unless_whole(output)
         rows = {row for question in questions for row in journal[question.id]["rows"]}
         ids = write_passages(retriever, sorted(rows), output)
         write_lines(output, (_candidates(question, journal[question.id], ids) for question in questions))
@@ -82,6 +87,21 @@ def retrieve(
         journal.delete()
 
 
+def open_retriever(args: argparse.Namespace, topk: int, queries: int) -> FlatRetriever:
+    """The retriever, whose index the engine's workers search; the encoder and the corpus are here in any case."""
+    from utils.retriever import FlatRetriever
+
+    engine = make_engine(args)
+    if isinstance(engine, Here):
+        return FlatRetriever(args, topk, queries)
+    from utils.cluster_search import ClusterIndex
+
+    settings = vars(args) | {"faiss_gpu": False, "faiss_mmap": True}  # this process opens the index, no more
+    retriever = FlatRetriever(argparse.Namespace(**settings), topk, queries)
+    retriever.index = ClusterIndex(args.index_path, engine, args.ray_index_rows, args.faiss_gpu)
+    return retriever
+
+
 def ranking_size(questions: int, done: int, topk: int) -> int:
     """Bytes that a ranking still takes, in the journal for what is not done, and in the output."""
     return BYTES_A_PASSAGE * topk * (max(0, questions - done) + questions)
@@ -90,9 +110,10 @@ def ranking_size(questions: int, done: int, topk: int) -> int:
 def questions_a_pass(args: argparse.Namespace) -> int:
     """How many questions are searched, and then kept, together.
 
-    ``retrieval_batch_size``; of a large index, which each search may have to read from the disk, many more.
+    ``retrieval_batch_size``; many more of a large index, which each search may have to read from the disk, and
+    on a cluster, where each search starts workers.
     """
-    large = os.path.getsize(args.index_path) >= LARGE_INDEX
+    large = os.path.getsize(args.index_path) >= LARGE_INDEX or args.engine != "local"
     return max(args.retrieval_batch_size, QUESTIONS_A_PASS if large else 0)
 
 
@@ -119,6 +140,11 @@ def write_passages(retriever: FlatRetriever, rows: list[int], output: Path) -> d
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
     """Refuse missing files, folders in their place, and an e5 or bge encoder whose queries would get no prefix."""
+    if is_stream(args.corpus_path):
+        raise UsageError(
+            f"--corpus_path {args.corpus_path}: build_index.py reads it, but texts are looked up in an uncompressed "
+            "copy on this machine; give its path"
+        )
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         if not os.path.isfile(path):
             fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
@@ -140,7 +166,10 @@ def check_index_origin(args: argparse.Namespace) -> None:
     made = read_manifest(path)
     if UNFINISHED in made:
         return  # told by the phase that reads it
-    for flag, value in (("--retriever_path", args.retriever_path), ("--corpus_path", args.corpus_path)):
+    inputs = {"--retriever_path": args.retriever_path}
+    if not any(map(is_stream, made["inputs"])):  # of which the corpus here is a copy
+        inputs["--corpus_path"] = args.corpus_path
+    for flag, value in inputs.items():
         if fingerprint(value) not in made["inputs"].values():
             raise UsageError(f"{args.index_path} was not made with {flag} {value}, but by: {made['command']}")
     for key in ("retrieval_method", "retrieval_pooling_method"):

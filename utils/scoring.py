@@ -5,25 +5,27 @@ from __future__ import annotations
 import argparse
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.config import UsageError
-from utils.encoder import Embeddings, Encoder, length_order, make_scorer
-from utils.files import atomic, lock_path, locked, read_rows, require_space, reserve, size_of, write_lines
+from utils.config import UsageError, without_secrets
+from utils.devices import model_dimension
+from utils.embedding_files import EmbeddingFile, encode_files, prepare_folder
+from utils.encoder import Embeddings, length_order, make_scorer
+from utils.engine import Run, make_engine
+from utils.files import read_rows, require_space, reserve, size_of, write_lines
 from utils.fusion import descending
 from utils.journal import in_chunks
 from utils.manifest import Phase
 from utils.passages import PassageTexts, passages_path
 from utils.rationale import scored_text
 from utils.rows import Candidates, Rationale, Scored
+from utils.share import Share
 
 SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
-ENCODE_AT_ONCE = 64  # batches between two savings of progress
+ENCODE_AT_ONCE = 64  # batches of a chunk
 
 
 def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.Namespace) -> None:
@@ -48,16 +50,20 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     candidates = [row for row in everyone if row.id in reasons]
     texts = PassageTexts(passages_path(docs))
     used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
-    with locked(lock_path(scratch)):
-        scratch.mkdir(exist_ok=True)
+    share = Share.of(args)
+    with share.lock(scratch):
         rows = len(used) + len(candidates)
-        encoder, size = make_scorer(args, rows), args.scorer_batch_size
-        # What an earlier call left is gone on with or overwritten.
-        require_space(scratch, 4 * encoder.dimension * rows - size_of(scratch.iterdir()), f"embeddings in {scratch}")
-        encode = functools.partial(_encode_resumable, encoder=encoder, batch_size=size, made_with=phase.key)
-        passages = encode([texts[pid] for pid in used], stem=scratch / "passages")
-        queries = encode([scored_text(reasons[row.id]) for row in candidates], stem=scratch / "rationales")
-        count = write_lines(output, _scored(candidates, queries, passages, {pid: i for i, pid in enumerate(used)}))
+        # The files, and the rows of all of them in order; what an earlier call left is gone on with or overwritten.
+        size = 2 * 4 * model_dimension(args.model_path) * rows
+        require_space(output.parent, size - size_of(scratch.rglob("*")), f"embeddings in {scratch}")
+        run = make_engine(args).start(functools.partial(EncodeWork, without_secrets(args), rows))
+        chunk = args.scorer_batch_size * ENCODE_AT_ONCE
+        encode = functools.partial(_encode, run=run, chunk_size=chunk, made_with=f"{phase.key} {chunk}", share=share)
+        passages = encode([texts[pid] for pid in used], folder=scratch / "passages")
+        queries = encode([scored_text(reasons[row.id]) for row in candidates], folder=scratch / "rationales")
+        share.end_unless_whole(output)
+        by_id = {pid: i for i, pid in enumerate(used)}
+        count = write_lines(output, _scored(candidates, queries(), passages(), by_id))
         missing = len(everyone) - len(candidates)
         phase.finish(count, {"questions without a rationale": missing}, facts={"passages encoded": len(used)})
         shutil.rmtree(scratch)
@@ -106,36 +112,54 @@ def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, R
     return candidates, reasons
 
 
-def _encode_resumable(texts: list[str], stem: Path, encoder: Encoder, batch_size: int, made_with: str) -> Embeddings:
-    """Encode into a memory-mapped file that a later run with the same inputs goes on with.
+class EncodeWork:
+    """A worker that encodes texts.
+
+    Args:
+        args: the ``scoring`` section's settings.
+        texts: about how many will be encoded, by all workers.
+    """
+
+    def __init__(self, args: argparse.Namespace, texts: int) -> None:
+        self._encoder, self._batch_size = make_scorer(args, texts), args.scorer_batch_size
+
+    def __call__(self, texts: list[str]) -> Embeddings:
+        """Normalised rows in the order of the texts."""
+        return self._encoder.encode(texts, self._batch_size)
+
+
+def _encode(
+    texts: list[str], folder: Path, run: Run, chunk_size: int, made_with: str, share: Share
+) -> Callable[[], Embeddings]:
+    """Encode into files that a later run with the same inputs goes on with.
 
     Args:
         texts: any order; encoded longest first.
-        stem: path without suffix of the two scratch files.
-        encoder: maps texts to rows.
-        batch_size: texts a forward pass; progress is kept every `ENCODE_AT_ONCE` batches.
-        made_with: identifies inputs and settings; scratch files of others are begun anew.
+        folder: of the files.
+        run: maps chunks of texts to their rows.
+        chunk_size: texts a chunk, each of which is a file.
+        made_with: identifies inputs and settings; files of others are begun anew.
+        share: what of the files this process makes.
 
     Returns:
-        Rows in the order of ``texts``.
+        A function that gives the rows of all files in the order of ``texts``, mapped from the disk.
     """
-    rows_path, progress = stem.with_suffix(".npy"), stem.with_suffix(".done")
-    state = progress.read_text().split() if progress.exists() and rows_path.exists() else []
-    done = int(state[1]) if len(state) == 2 and state[0] == made_with else 0
-    order = length_order(texts)
-    rows: Any = np.lib.format.open_memmap(rows_path, mode="r+") if done else None
-    with tqdm(total=len(order), initial=done, desc=f"encode {stem.name}", unit="text") as bar:
-        for chunk in in_chunks(order[done:], batch_size * ENCODE_AT_ONCE):
-            found = encoder.encode([texts[i] for i in chunk], batch_size)
-            if rows is None:
-                progress.unlink(missing_ok=True)  # it tells of other rows
-                shape = (len(texts), found.shape[1])
-                rows = np.lib.format.open_memmap(rows_path, mode="w+", dtype=np.float32, shape=shape)
-                reserve(rows_path)
-            rows[chunk] = found
-            rows.flush()
-            done += len(chunk)
-            with atomic(progress) as handle:
-                handle.write(f"{made_with} {done}".encode())
-            bar.update(len(chunk))
+    prepare_folder(folder, made_with, share)
+    chunks = list(in_chunks(length_order(texts), chunk_size))
+    files = [
+        EmbeddingFile(folder / f"{number:05d}.npy", [(len(chunk), [texts[i] for i in chunk])])
+        for number, chunk in enumerate(chunks)
+    ]
+    encode_files(share.pick(files), run, f"encode {folder.name}", "text")
+    return lambda: _gathered([file.path for file in files], chunks, folder.with_suffix(".npy"))
+
+
+def _gathered(paths: list[Path], places: list[list[int]], output: Path) -> Embeddings:
+    """The rows of all files, each at its place, in one file that is mapped from the disk."""
+    parts = [np.load(path, mmap_mode="r") for path in paths]
+    shape = (sum(map(len, parts)), parts[0].shape[1])
+    rows = np.lib.format.open_memmap(output, mode="w+", dtype=np.float32, shape=shape)
+    reserve(output)
+    for place, part in zip(places, parts, strict=True):
+        rows[place] = part
     return rows

@@ -19,7 +19,7 @@ from utils.records import read_run
 LEVEL = 0.05
 ANSWERS = "intermediate_data.json"
 MANIFEST = f"{ANSWERS}.manifest.json"
-RAG_SECTIONS = ("retrieval", "rag")
+RAG_SECTIONS = ("retrieval", "rag", "engine")
 
 
 class RunResults:
