@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,28 @@ def run_measured(command: list[str]) -> tuple[float, float, str]:
         if found.returncode:
             sys.exit(f"{command} ended with {found.returncode}: {found.stderr[-2000:]}")
         return seconds, int(peak.read()) / 1024, found.stdout
+
+
+@contextlib.contextmanager
+def memory_group(limit: int) -> Iterator[Path | None]:
+    """A cgroup of so many bytes (version 1 or 2), or None where there can be none."""
+    root = Path("/sys/fs/cgroup/memory")
+    file = "memory.limit_in_bytes"
+    if not root.exists():
+        root, file = root.parent, "memory.max"
+    group = root / f"benchmark-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / file).write_text(str(limit))
+    except OSError:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        yield None
+        return
+    try:
+        yield group
+    finally:
+        group.rmdir()
 
 
 def save(script: str, result: dict[str, Any]) -> None:

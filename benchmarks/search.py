@@ -10,18 +10,16 @@ is taken on the quickstart's passages and questions, encoded by MiniLM.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA_HINT, ROOT, arguments, minilm, questions, save, side_by_side
+from common import DATA_HINT, ROOT, arguments, memory_group, minilm, questions, save, side_by_side
 
 DIMENSION, TOPK = 384, 50
 PATIENCE = 30  # seconds for a search under a memory limit, start-up included
@@ -77,28 +75,6 @@ def recall() -> dict[str, float]:
     whole = index.search(asked, TOPK)[1]
     kept = [len(np.intersect1d(a, b)) for a, b in zip(whole, half, strict=True)]
     return {"passages": index.ntotal, "questions": len(asked), "recall@50": sum(kept) / half.size}
-
-
-@contextlib.contextmanager
-def memory_group(limit: int) -> Iterator[Path | None]:
-    """A cgroup of so many bytes (version 1 or 2), or None where there can be none."""
-    root = Path("/sys/fs/cgroup/memory")
-    file = "memory.limit_in_bytes"
-    if not root.exists():
-        root, file = root.parent, "memory.max"
-    group = root / f"flat-search-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / file).write_text(str(limit))
-    except OSError:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        yield None
-        return
-    try:
-        yield group
-    finally:
-        group.rmdir()
 
 
 def limited(path: Path, way: str, queries: Path, limit: int) -> dict[str, object]:
