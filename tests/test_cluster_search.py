@@ -15,14 +15,15 @@ from utils.index import join_shards
 
 
 class PickledHere:
-    """One worker in this process, which like a cluster's takes and gives nothing but bytes."""
+    """One worker in this process, which like a cluster's takes and gives nothing but bytes, and the last part first."""
 
     def start(self, make):
         return functools.partial(self._run, pickle.dumps(make))
 
     def _run(self, make, parts):
         worker = pickle.loads(make)()
-        return (pickle.loads(pickle.dumps(worker(pickle.loads(pickle.dumps(part))))) for part in parts)
+        there = [(number, pickle.loads(pickle.dumps(part))) for number, part in enumerate(parts)]
+        return ((number, pickle.loads(pickle.dumps(worker(part)))) for number, part in reversed(there))
 
 
 def write_index(folder, rows, storage="fp32"):

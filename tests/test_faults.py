@@ -1,6 +1,5 @@
 """Requests to a server that fails in every way: what can be had is had, and what cannot is told."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from conftest import ROOT, questions, read_jsonl
 
 from utils.completion import UnusableError, read_completion
 from utils.config import UsageError
+from utils.engine import one_by_one
 from utils.journal import Journal, Records, resume
 from utils.limiter import LONGEST_PAUSE, retry_after
 from utils.llm import Server
@@ -179,7 +179,7 @@ def test_a_kill_at_any_byte_leaves_whole_chunks(tmp_path):
     def run():
         seen.clear()
         with Journal(path) as journal:
-            resume(journal, list(range(8)), str, 3, functools.partial(map, work), "test")
+            resume(journal, list(range(8)), str, 3, one_by_one(work), "test")
             return {key: journal[key] for key in journal}
 
     seen = []

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,13 +18,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def cluster():
-    """Three nodes of one core; the first is the head, and the command's own."""
+    """Three nodes: the head, which is the command's own and does no work, and two of one core."""
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 200 << 20}
-    found = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    found.add_node(**node)
-    found.add_node(**node)
+    memory = {"object_store_memory": 200 << 20}
+    found = Cluster(initialize_head=True, head_node_args=memory | {"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        found.add_node(num_cpus=1, **memory)
     found.wait_for_nodes()
     yield found
     found.shutdown()
@@ -148,10 +149,29 @@ def test_a_node_that_dies_changes_nothing(name, models, cluster, folder):
     assert_same(read(folder, name), expected)
 
 
+def test_a_command_that_is_killed_goes_on_with_what_is_missing(models, cluster, folder):
+    words = commands(models)["build_index"]
+    flags = ["--engine", "ray", "--ray_address", cluster.address]
+    process = start(words, folder, *flags)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("own.index.shards/*.npy")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (folder / "own.index").exists()
+    again = run(words, folder, *flags)
+    assert again.returncode == 0, again.stderr[-3000:]
+    done, rows = map(int, re.search(r"(\d+)/(\d+) \[00:00<", again.stderr).groups())
+    assert 500 <= done < rows == 18_000
+    assert (folder / "own.index").read_bytes() == models["index"].read_bytes()
+
+
 def works(node):
     """Whether a worker of the node is at a part of the work now."""
     for process in psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "_Worker)).submit" in process.cmdline()[0]:
+            if "_Worker)).submit" in " ".join(process.cmdline()):
                 return True
     return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class RagPipeline:
         pairs = sum(len(row.passage_ids) for row in candidates)
         run = make_engine(args).start(functools.partial(RerankWork, without_secrets(args), pairs))
 
-        def work(chunks: Iterator[list[Candidates]]) -> Iterator[list[dict[str, Any]]]:
+        def work(chunks: Iterable[list[Candidates]]) -> Iterator[tuple[int, Any]]:
             return run([(row, [texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)
 
         share = Share.of(args)

@@ -53,7 +53,7 @@ class ClusterIndex:
         starts = range(0, self.ntotal, self._rows_a_range)
         ranges = (range(start, min(start + self._rows_a_range, self.ntotal)) for start in starts)
         best = nothing(len(queries), topk)
-        for found in run(ranges):
+        for _, found in run(ranges):
             scores, rows = (torch.from_numpy(part) for part in found)
             best = merged(best, (scores, rows), topk)
         return best[0].numpy(), best[1].numpy()

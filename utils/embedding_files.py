@@ -42,21 +42,24 @@ def encode_files(files: Sequence[EmbeddingFile], run: Run, desc: str, unit: str)
 
     Args:
         files: all that this process is to make.
-        run: parts -> their rows, in order.
+        run: parts -> their rows.
         desc: of the progress bar.
         unit: what a row is of.
     """
     missing = [file for file in files if not file.path.exists()]
-    found = run(part for file in missing for _, part in file.parts)
+    places = [(file, place) for file in missing for place in range(len(file.parts))]
+    found: dict[Path, dict[int, Any]] = {}  # of files of which some parts are done
     total, left = (sum(file.rows for file in some) for some in (files, missing))
     with tqdm(total=total, initial=total - left, desc=desc, unit=unit, smoothing=0.05) as bar:
-        for file in missing:
-            rows = []
-            for size, _ in file.parts:
-                rows.append(next(found))
-                bar.update(size)
-            with atomic(file.path) as handle:
-                np.save(handle, np.concatenate(rows))
+        for number, rows in run(part for file in missing for _, part in file.parts):
+            file, place = places[number]
+            parts = found.setdefault(file.path, {})
+            parts[place] = rows
+            bar.update(len(rows))
+            if len(parts) == len(file.parts):
+                with atomic(file.path) as handle:
+                    np.save(handle, np.concatenate([parts[i] for i in range(len(parts))]))
+                del found[file.path]
 
 
 def prepare_folder(folder: Path, made_with: str, share: Share) -> None:

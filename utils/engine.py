@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from utils.config import UsageError
 
-Run = Callable[[Iterable[Any]], Iterator[Any]]
+# Parts -> each part's number, from 0 on, and its result, in any order: what a node that died had in work comes late.
+Run = Callable[[Iterable[Any]], Iterator[tuple[int, Any]]]
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,11 +22,16 @@ class Engine(Protocol):
     """Does parts of work, each by a worker that loads its models once."""
 
     def start(self, make: Callable[[], Callable[[Any], Any]]) -> Run:
-        """A function from parts to their results, in the order of the parts.
+        """A function from parts to their results.
 
         Args:
             make: makes a worker, a function of one part. On a cluster it is pickled, with what it is made of.
         """
+
+
+def one_by_one(function: Callable[[Any], Any]) -> Run:
+    """The parts done in this process, in order."""
+    return lambda parts: enumerate(map(function, parts))
 
 
 class Here:
@@ -33,7 +39,7 @@ class Here:
 
     def start(self, make: Callable[[], Callable[[Any], Any]]) -> Run:
         """See `Engine`; parts are taken one at a time."""
-        return functools.partial(map, make())
+        return one_by_one(make())
 
 
 class RayEngine:
@@ -67,17 +73,18 @@ class RayEngine:
                 raise UsageError(f"--ray_address {address}: no Ray cluster answers there ({error})") from None
 
     def start(self, make: Callable[[], Callable[[Any], Any]]) -> Run:
-        """See `Engine`; all parts go to the cluster's memory, and results come as they are asked for."""
+        """See `Engine`; all parts go to the cluster's memory, and results come as they are made."""
         return functools.partial(self._run, make)
 
-    def _run(self, make: Callable[[], Callable[[Any], Any]], parts: Iterable[Any]) -> Iterator[Any]:
+    def _run(self, make: Callable[[], Callable[[Any], Any]], parts: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         import ray
 
-        rows = [{"part": pickle.dumps(part)} for part in parts]
+        rows = [{"number": number, "part": pickle.dumps(part)} for number, part in enumerate(parts)]
         if not rows:
             return
         context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
+        # In order, a lost result would hold up all others, and with them the room for the worker that makes it again.
+        context.execution_options.preserve_order = False
         context.enable_progress_bars = False  # the phase has one
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -89,7 +96,7 @@ class RayEngine:
         )
         try:
             for row in found.iter_rows():
-                yield pickle.loads(row["result"])
+                yield row["number"], pickle.loads(row["result"])
         except ray.exceptions.RayTaskError as error:
             if cause := _usage_error(error):
                 raise cause from None
@@ -125,7 +132,7 @@ class _Worker:
         import pyarrow
 
         results = [pickle.dumps(self._work(pickle.loads(part))) for part in batch["part"].to_pylist()]
-        return pyarrow.table({"result": pyarrow.array(results, pyarrow.large_binary())})
+        return pyarrow.table({"number": batch["number"], "result": pyarrow.array(results, pyarrow.large_binary())})
 
 
 def _usage_error(error: BaseException | None) -> UsageError | None:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from utils.config import UsageError
+from utils.engine import Run
 from utils.files import dump_line, locked
 from utils.manifest import digest
 from utils.places import Places
@@ -205,7 +206,7 @@ def resume(
     items: list[Any],
     key: Callable[[Any], str],
     chunk: int,
-    work: Callable[[Iterator[list[Any]]], Iterator[list[dict[str, Any]]]],
+    work: Run,
     desc: str,
 ) -> None:
     """Do ``work`` on the items that the journal does not hold yet, a chunk at a time, with a bar.
@@ -218,13 +219,14 @@ def resume(
         items: all items, done or not.
         key: the journal key of an item.
         chunk: items a chunk; at most the chunks in work are done again after a kill.
-        work: chunks -> for each, in order, one record an item, as ``functools.partial(map, function)`` does it.
+        work: chunks -> for each one record an item.
         desc: text of the progress bar.
     """
     from tqdm import tqdm
 
     todo = [item for item in items if key(item) not in journal]
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=desc, unit="question") as bar:
-        for part, records in zip(in_chunks(todo, chunk), work(in_chunks(todo, chunk)), strict=True):
-            journal.append_all(dict(zip(map(key, part), records, strict=True)))
-            bar.update(len(part))
+        chunks = list(in_chunks(todo, chunk))
+        for number, records in work(chunks):
+            journal.append_all(dict(zip(map(key, chunks[number]), records, strict=True)))
+            bar.update(len(records))

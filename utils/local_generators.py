@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Any
 from utils.config import UsageError
 from utils.control_tokens import defused, without_control
 from utils.devices import in_batches, local_model, pretrained, torch_device
+from utils.engine import one_by_one
 from utils.files import file_name
 from utils.generators import Prompt
 from utils.journal import Journal, resume
@@ -59,7 +59,7 @@ class LocalGenerator(ABC):
                 share.pick(todo, self.chunk),
                 lambda item: item[0],
                 self.chunk,
-                functools.partial(map, self._records),
+                one_by_one(self._records),
                 "generate",
             )
             share.end_unless_whole(self.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
 from utils.corpus_file import is_stream
-from utils.engine import Here, make_engine
+from utils.engine import Here, make_engine, one_by_one
 from utils.files import require_space, write_lines
 from utils.journal import Journal, in_chunks, resume
 from utils.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
@@ -72,7 +71,7 @@ def retrieve(
     with Journal(journal_path, made_with=phase.key, share=share) as journal:
         require_space(output.parent, ranking_size(len(questions), len(journal), topk), f"{output} and its journal")
         mine, chunk = share.pick(questions, args.retrieval_batch_size), questions_a_pass(args)
-        resume(journal, mine, lambda row: row.id, chunk, functools.partial(map, work), "retrieve")
+        resume(journal, mine, lambda row: row.id, chunk, one_by_one(work), "retrieve")
         share.end_unless_whole(output)
         rows = {row for question in questions for row in journal[question.id]["rows"]}
         ids = write_passages(retriever, sorted(rows), output)
