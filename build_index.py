@@ -24,7 +24,7 @@ def main() -> None:
     args = phase_arguments(__doc__, ["retrieval", "index", "engine"])
     select_devices(args)
 
-    from utils.index import build_index
+    from utils.retrieval.index import build_index
 
     build_index(args.corpus_path, Path(args.index_path), args)
 

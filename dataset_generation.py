@@ -38,7 +38,7 @@ def main() -> int:
     """Parse the command line and run one phase; returns the exit code."""
     args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion", "engine"], extra=EXTRA)
     if args.check:
-        from utils.checks import check_dataset
+        from utils.retrieval.checks import check_dataset
 
         return 0 if check_dataset(dataset_dir(args), Path(args.corpus_path)) else 1
     if args.phase is None:
@@ -49,9 +49,9 @@ def main() -> int:
     folder, docs = dataset_dir(args), docs_path(args)
 
     if args.phase == "get_docs":
-        from utils.files import read_rows
-        from utils.retrieval import retrieve
-        from utils.rows import Question
+        from utils.retrieval.candidates import retrieve
+        from utils.store.files import read_rows
+        from utils.store.rows import Question
 
         source = folder / "train.jsonl"
         dropped = Counter[str]() if args.skip_bad_rows else None
@@ -60,9 +60,9 @@ def main() -> int:
         retrieve(questions, args, args.docs_topk, docs, dropped)
         return 0
 
-    from utils.passages import passages_path
-    from utils.scoring import retrieval_scores, score_rationales
-    from utils.training_data import write_training_file
+    from utils.store.passages import passages_path
+    from utils.training.groups import write_training_file
+    from utils.training.rationale_scores import retrieval_scores, score_rationales
 
     cache = folder / args.method / "score_cache.jsonl"
     if args.method == "reason":

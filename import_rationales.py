@@ -26,10 +26,10 @@ def main() -> None:
     """Parse the command line, match, and write."""
     args = phase_arguments(__doc__, [], extra=[("--source", SOURCE)])
 
-    from utils.files import read_rows, write_lines
-    from utils.manifest import Phase
-    from utils.published import match_rationales
-    from utils.rows import Question
+    from utils.llm.published import match_rationales
+    from utils.store.files import read_rows, write_lines
+    from utils.store.manifest import Phase
+    from utils.store.rows import Question
 
     folder = dataset_dir(args)
     counts: Counter[str] = Counter()

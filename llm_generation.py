@@ -33,14 +33,15 @@ def main() -> int:
     """Parse the command line, ask, and write; returns the exit code."""
     args = phase_arguments(__doc__, ["rationale"], extra=EXTRA)
 
-    from utils.files import RowFile, require_space, write_lines
-    from utils.forecast import forecast
-    from utils.journal import Journal
-    from utils.llm import Server, ask_all
-    from utils.manifest import Phase
-    from utils.pricing import Budget
-    from utils.rationale import RationaleRequests
-    from utils.rows import Question, Rationale
+    from utils.llm.client import ask_all
+    from utils.llm.forecast import forecast
+    from utils.llm.pricing import Budget
+    from utils.llm.rationales import RationaleRequests
+    from utils.llm.types import Server
+    from utils.store.files import RowFile, require_space, write_lines
+    from utils.store.journal import Journal
+    from utils.store.manifest import Phase
+    from utils.store.rows import Question, Rationale
 
     folder = dataset_dir(args)
     source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from utils.config import UsageError, phase_arguments, run_main
 
 if TYPE_CHECKING:
-    from utils.mmlu import Graded
+    from utils.mmlu.scores import Graded
 
 MADE_BY = "python run_rag.py --config profiles/mmlu.yaml --run_name {run}"
 RUN = {"required": True, "metavar": "DIR", "help": "folder of a run, with its intermediate_data.json"}
@@ -33,10 +33,10 @@ def main() -> None:
 
     import orjson
 
-    from utils.files import atomic
-    from utils.manifest import fingerprint
-    from utils.mmlu import score, table
-    from utils.records import read_run
+    from utils.mmlu.scores import score, table
+    from utils.store.files import atomic
+    from utils.store.manifest import fingerprint
+    from utils.store.records import read_run
 
     run = Path(args.run)
     path, made_by = run / "intermediate_data.json", MADE_BY.format(run=run.name or "NAME")
@@ -61,9 +61,11 @@ def grade(rows: list[Any], path: Path, made_by: str) -> list[Graded]:
 
     from pydantic import BaseModel, Field
 
-    from utils.files import parse_row
-    from utils.mmlu import Graded, category_of, parse_letter
-    from utils.rows import Name
+    from utils.mmlu.categories import category_of
+    from utils.mmlu.letters import parse_letter
+    from utils.mmlu.scores import Graded
+    from utils.store.files import parse_row
+    from utils.store.rows import Name
 
     class Metadata(BaseModel):
         subject: str

@@ -36,9 +36,9 @@ def main() -> None:
     if not named and args.dataset == load_config()["common"]["dataset"]:
         args.dataset = "mmlu"
 
-    from utils.files import write_lines
-    from utils.manifest import Phase
-    from utils.mmlu_sources import find_splits, question_rows
+    from utils.mmlu.sources import find_splits, question_rows
+    from utils.store.files import write_lines
+    from utils.store.manifest import Phase
 
     splits = find_splits(args.source)
     phases = {

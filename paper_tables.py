@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.config import UsageError, run_main
-from utils.experiment import EXPERIMENTS, Experiment, Table, read_experiment
-from utils.plan import Plan, Step
+from utils.tables.experiment import EXPERIMENTS, Experiment, Table, read_experiment
+from utils.tables.plan import Plan, Step
 
 if TYPE_CHECKING:
-    from utils.tables import Results
+    from utils.tables.results import Results
 
 
 def main() -> int:
@@ -56,7 +56,7 @@ def main() -> int:
     prepare = [] if args.prepared else [shlex.split(command) for command in experiment.prepare]
     if args.run:
         run_all(experiment, prepare, plan.steps(runs), args.base_url)
-    from utils.tables import Results
+    from utils.tables.results import Results
 
     results = Results(plan, args.seed)
     if missing := [run for run in runs if results.of(run) is None]:
@@ -123,9 +123,9 @@ def call(words: list[str]) -> None:
 
 def write_tables(experiment: Experiment, results: Results, tables: dict[str, Table], folder: Path) -> None:
     """Compute, print and write the tables."""
-    from utils.expected import beside, read_expected
-    from utils.files import atomic
-    from utils.table_formats import CSV_COLUMNS, csv_rows, latex, markdown
+    from utils.store.files import atomic
+    from utils.tables.formats import CSV_COLUMNS, csv_rows, latex, markdown
+    from utils.tables.paper_values import beside, read_expected
 
     texts = []
     for name, table in tables.items():
@@ -151,7 +151,7 @@ def write_tables(experiment: Experiment, results: Results, tables: dict[str, Tab
 
 def check(experiment: Experiment, results: Results) -> int:
     """Print the comparison with the published values; 1 on a miss."""
-    from utils.expected import compare, read_expected
+    from utils.tables.paper_values import compare, read_expected
 
     if experiment.expected is None:
         raise UsageError("--check: the experiment names no file of published values ('expected')")

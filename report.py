@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError, run_main
-from utils.experiment import EXPERIMENTS, label, read_experiment
-from utils.plan import Plan, Run
+from utils.tables.experiment import EXPERIMENTS, label, read_experiment
+from utils.tables.plan import Plan, Run
 
 if TYPE_CHECKING:
-    from utils.tables import FilledTable, Results
+    from utils.tables.results import FilledTable, Results
 
 
 def main() -> None:
@@ -36,11 +36,11 @@ def main() -> None:
     if args.questions < 1:
         raise UsageError("--questions must be at least 1")
 
-    from utils.expected import beside, read_expected
-    from utils.files import atomic
-    from utils.report.page import render
-    from utils.report.phases import phases
-    from utils.tables import Results
+    from utils.store.files import atomic
+    from utils.tables.paper_values import beside, read_expected
+    from utils.tables.report.page import render
+    from utils.tables.report.phases import phases
+    from utils.tables.results import Results
 
     experiment = read_experiment(EXPERIMENTS / f"{args.profile}.yaml")
     plan = Plan(experiment)
@@ -70,7 +70,7 @@ def main() -> None:
 
 def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> list[dict[str, Any]]:
     """The explorer's views, test questions of every task and training questions, each with its passages."""
-    from utils.report.explorer import answered_questions, run_labels, training_questions
+    from utils.tables.report.explorer import answered_questions, run_labels, training_questions
 
     views: list[dict[str, Any]] = []
     for task in plan.experiment.tasks:
@@ -88,7 +88,7 @@ def explored(plan: Plan, results: Results, runs: list[Run], limit: int) -> list[
 
 def shown(table: FilledTable) -> dict[str, Any]:
     """A table as the page's template wants it."""
-    from utils.table_formats import column_heads, decimals, note, title
+    from utils.tables.formats import column_heads, decimals, note, title
 
     def cell(found: Any) -> dict[str, str]:
         if found.found is None:
@@ -115,7 +115,7 @@ def plots(
     results: Results, tables: list[FilledTable], runs: list[Run], views: list[dict[str, Any]]
 ) -> list[dict[str, str]]:
     """Captions and pictures of all plots that the finished runs allow."""
-    from utils.report.plots import category_bars, first_answer_ranks, score_distributions, weight_sweep
+    from utils.tables.report.plots import category_bars, first_answer_ranks, score_distributions, weight_sweep
 
     found = [(table.caption, weight_sweep(table)) for table in tables]
     found += [(table.caption, category_bars(table)) for table in tables]

@@ -30,10 +30,10 @@ run() { echo "+ $*"; [ -n "$dry_run" ] || "$@"; }
 PYTHON=${PYTHON:-.venv/bin/python}
 if [ "$PYTHON" = .venv/bin/python ]; then
   [ -x "$PYTHON" ] || run "$(command -v python3.11 || command -v python3)" -m venv .venv
-  stamp=.venv/.installed wanted=$(cat requirements.txt requirements-common.txt requirements-quickstart.txt | cksum)
+  stamp=.venv/.installed wanted=$(cat requirements.txt requirements/common.txt requirements/quickstart.txt | cksum)
   if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
     run "$PYTHON" -m pip install --quiet -r requirements.txt
-    run "$PYTHON" -m pip install --quiet --no-deps -r requirements-quickstart.txt
+    run "$PYTHON" -m pip install --quiet --no-deps -r requirements/quickstart.txt
     [ -n "$dry_run" ] || echo "$wanted" >$stamp
   fi
 fi

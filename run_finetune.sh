@@ -3,4 +3,4 @@
 # Uses the Python on your PATH; PYTHON=/path/to/python chooses another.
 command -v "${PYTHON:=python}" >/dev/null || PYTHON=python3
 here=$(cd "$(dirname "$0")" && pwd)
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m utils.finetune "$@"
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m utils.training.finetune "$@"

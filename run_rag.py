@@ -39,10 +39,10 @@ def main() -> None:
     select_devices(args)
 
     from utils.classes import NO_RETRIEVAL, RagPipeline, generator_name, outcome_settings, reranker_name
-    from utils.files import file_name, read_rows
-    from utils.generators import LOCAL_FRAMEWORKS
-    from utils.manifest import Phase
-    from utils.rows import Question
+    from utils.rag.generators import LOCAL_FRAMEWORKS
+    from utils.store.files import file_name, read_rows
+    from utils.store.manifest import Phase
+    from utils.store.rows import Question
 
     source = dataset_dir(args) / f"{args.split}.jsonl"
     if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
-from utils.sampling import SAMPLERS
+from utils.training.sampling import SAMPLERS
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
     ("--reason_cache", {"help": "rationale scores [DATA_DIR/DATASET/reason/score_cache.jsonl]"}),
@@ -39,9 +39,9 @@ def main() -> None:
     if args.sampling not in SAMPLERS:
         raise UsageError(f"--sampling {args.sampling!r} is none of {', '.join(SAMPLERS)}")
 
-    from utils.passages import passages_path
-    from utils.score_cache import publish
-    from utils.training_data import write_training_file
+    from utils.store.passages import passages_path
+    from utils.training.groups import write_training_file
+    from utils.training.score_cache import publish
 
     folder = dataset_dir(args)
     reason = Path(args.reason_cache or folder / "reason/score_cache.jsonl")

@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit(f"{path} or {asked} is missing; make them first: bash reproduce.sh --profile small --only_data")
     import faiss
 
-    from utils.encoder import TextEncoder
+    from utils.retrieval.encoder import TextEncoder
 
     exact = faiss.read_index(str(path))
     vectors = exact.reconstruct_n(0, exact.ntotal)

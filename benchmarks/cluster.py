@@ -1,6 +1,6 @@
 """Corpus encoding on a Ray cluster: its overhead on one machine, one worker against two, memory as the corpus grows.
 
-python benchmarks/cluster.py        (pip install -r requirements-scale.txt)
+python benchmarks/cluster.py        (pip install -r requirements/scale.txt)
 
 The encoder is MiniLM-L6 at 256 tokens; for memory, one layer of random weights over rows with long other fields, so
 that a corpus larger than the memory limit is read in minutes.

@@ -46,7 +46,7 @@ def main() -> None:
         ours = [
             sys.executable,
             "-m",
-            "utils.train_reranker",
+            "utils.training.train_reranker",
             *flags,
             "--output_dir",
             f"{folder}/ours",

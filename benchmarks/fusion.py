@@ -64,7 +64,7 @@ def nested_loops(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     """The product's way over the same scores."""
-    from utils.training_data import write_training_file
+    from utils.training.groups import write_training_file
 
     write_training_file(
         reason_cache=folder / "reason.jsonl", retrieval_cache=folder / "retrieval.jsonl", docs=folder / "none",

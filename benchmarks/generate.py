@@ -37,7 +37,7 @@ def main() -> None:
     args = arguments(__doc__, prompts=32)
     import torch
 
-    from utils.local_generators import HFGenerator
+    from utils.rag.local_generators import HFGenerator
 
     cores = torch.get_num_threads()
     from flashrag.generator.generator import HFCausalLMGenerator

@@ -57,7 +57,7 @@ def search_seconds(vectors: int) -> float:
     """256 queries over a Flat index of so many vectors, read from its file."""
     import search
 
-    from utils.block_search import BlockIndex
+    from utils.retrieval.search import BlockIndex
 
     with tempfile.TemporaryDirectory() as name:
         path = search.make(Path(name) / "flat.index", vectors)

@@ -54,7 +54,7 @@ def main() -> None:
 def _openvino() -> Callable[[], object]:
     import torch
 
-    from utils.cpu_engine import quiet_openvino
+    from utils.openvino_model import quiet_openvino
 
     openvino = quiet_openvino()
     layer = openvino.convert_model(torch.nn.Linear(INNER, OUTER, bias=False), example_input=torch.randn(ROWS, INNER))

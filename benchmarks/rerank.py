@@ -18,7 +18,7 @@ def main() -> None:
     args = arguments(__doc__, questions=40)
     import torch
 
-    from utils.reranker import LengthSortedReranker  # isort: skip (it keeps torch's threads from FlashRAG's import)
+    from utils.rag.rerankers import LengthSortedReranker  # isort: skip (it keeps torch's threads from FlashRAG's import)
     from flashrag.retriever.reranker import CrossReranker
 
     cores = torch.get_num_threads()

@@ -51,7 +51,7 @@ def bge_m3(folder: Path, device: str) -> Path:
 
 def main() -> None:
     args = arguments(__doc__, questions=8)
-    from utils.encoder import BgeM3Encoder
+    from utils.retrieval.encoder import BgeM3Encoder
 
     with tempfile.TemporaryDirectory() as name:
         path = str(bge_m3(Path(name), args.device))

@@ -28,7 +28,7 @@ LIMITED = """
 import json, os, resource, sys, time
 path, queries, way, limit, group = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
 import faiss, numpy
-from utils.block_search import BlockIndex
+from utils.retrieval.search import BlockIndex
 if group:
     open(group + "/cgroup.procs", "w").write(str(os.getpid()))
 else:
@@ -44,7 +44,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "times read": (read(
 
 def make(path: Path, vectors: int, dimension: int = DIMENSION, storage: str = "fp32") -> Path:
     """An index of random unit vectors, the same ones in both storages, written a block at a time."""
-    from utils.index import STORAGE, index_header
+    from utils.retrieval.index import STORAGE, index_header
 
     chance = np.random.default_rng(0)
     with open(path, "wb") as out:
@@ -59,9 +59,9 @@ def recall() -> dict[str, float]:
     """Share of the 50 nearest passages in fp32 that are among the 50 nearest in fp16, on real embeddings."""
     import faiss
 
-    from utils.block_search import BlockIndex
-    from utils.encoder import TextEncoder
-    from utils.index import join_shards
+    from utils.retrieval.encoder import TextEncoder
+    from utils.retrieval.index import join_shards
+    from utils.retrieval.search import BlockIndex
 
     path = ROOT / "indexes/quickstart/minilm_Flat.index"
     if not path.exists():
@@ -97,7 +97,7 @@ def on_cpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
     """Ours against faiss on one thread, as FlashRAG leaves it, and on all cores, in both storages."""
     import faiss
 
-    from utils.block_search import BlockIndex
+    from utils.retrieval.search import BlockIndex
 
     cores = len(os.sched_getaffinity(0))
     paths = {storage: make(folder / storage, args.vectors, args.dimension, storage) for storage in ("fp32", "fp16")}
@@ -141,8 +141,8 @@ def on_cpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
 
 def on_gpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[str, object]:
     """An fp16 index that stays on the GPU, and the same one passing through it in blocks from the disk."""
-    import utils.block_search
-    from utils.block_search import BlockIndex
+    import utils.retrieval.search
+    from utils.retrieval.search import BlockIndex
 
     path = make(folder / "fp16", args.vectors, args.dimension, "fp16")
     rows: dict[str, np.ndarray] = {}
@@ -151,7 +151,7 @@ def on_gpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
         rows[way] = index.search(queries, TOPK)[1]
 
     kept = BlockIndex(path, ["cuda:0"])
-    utils.block_search.SHARE_OF_GPU = 0.0
+    utils.retrieval.search.SHARE_OF_GPU = 0.0
     streamed = BlockIndex(path, ["cuda:0"])
     ways = {"in blocks": lambda: search("in blocks", streamed), "on the GPU": lambda: search("on the GPU", kept)}
     result = side_by_side(ways, args.repeats)

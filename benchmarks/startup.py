@@ -44,7 +44,7 @@ def seconds(words: list[str], repeats: int) -> dict[str, float]:
 def main() -> None:
     args = arguments(__doc__)
     shown = {script: seconds([script, "--help"], args.repeats) for script in SCRIPTS}
-    shown["run_finetune.sh"] = seconds(["-m", "utils.finetune", "--help"], args.repeats)
+    shown["run_finetune.sh"] = seconds(["-m", "utils.training.finetune", "--help"], args.repeats)
     finished = {script: seconds([script, *flags], args.repeats) for script, flags in PHASES.items()}
     save(__file__, {"help": shown, "finished phase": finished, "n": len(shown)})
 

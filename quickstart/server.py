@@ -38,7 +38,7 @@ import orjson
 from quickstart import PACKAGES
 from quickstart.models import smollm_path
 from utils.config import UsageError, run_main
-from utils.files import atomic
+from utils.store.files import atomic
 
 URL_FILE = Path("output/quickstart/server.url")
 HOST = "127.0.0.1"

@@ -45,11 +45,11 @@ IN_PROCESS = {
     "build_index.py",
     "dataset_generation.py",
     "import_rationales.py",
-    "injection_probe.py",
+    "extras/injection_probe.py",
     "llm_generation.py",
     "mmlu_evaluation.py",
     "run_rag.py",
-    "utils/finetune.py",
+    "utils/training/finetune.py",
 }
 
 

@@ -11,7 +11,7 @@ from utils.config import BASIC_CONFIG, UsageError, _comments, load_config, phase
 
 SCRIPTS = [
     "llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_rag.py", "mmlu_preprocess.py",
-    "mmlu_evaluation.py", "utils/finetune.py", "quickstart/build_data.py", "quickstart/models.py",
+    "mmlu_evaluation.py", "utils/training/finetune.py", "quickstart/build_data.py", "quickstart/models.py",
     "quickstart/server.py", "paper_tables.py", "report.py",
 ]  # fmt: skip
 PUBLISHED = {

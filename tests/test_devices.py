@@ -5,8 +5,8 @@ import torch
 
 from utils.config import UsageError
 from utils.devices import in_batches
-from utils.encoder import TextEncoder
-from utils.reranker import LengthSortedReranker
+from utils.rag.rerankers import LengthSortedReranker
+from utils.retrieval.encoder import TextEncoder
 
 TEXTS = [f"text {'long ' * (i % 7)}{i}" for i in range(23)]
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = ["README.md", "DEVIATIONS.md", "docs/data.md", "docs/results.md", "docs/reliability.md"]
+DOCUMENTS = ["README.md", "docs/deviations.md", "docs/data.md", "docs/results.md", "docs/reliability.md"]
 
 
 def commands():

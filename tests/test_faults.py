@@ -7,13 +7,13 @@ import sys
 import pytest
 from conftest import ROOT, questions, read_jsonl
 
-from utils.completion import UnusableError, read_completion
 from utils.config import UsageError
-from utils.engine import one_by_one
-from utils.journal import Journal, Records, resume
-from utils.limiter import LONGEST_PAUSE, retry_after
-from utils.llm import Server
-from utils.spending import WASTE
+from utils.llm.limiter import LONGEST_PAUSE, retry_after
+from utils.llm.response import UnusableError, read_completion
+from utils.llm.spending import WASTE
+from utils.llm.types import Server
+from utils.ray_engine import one_by_one
+from utils.store.journal import Journal, Records, resume
 
 JOURNAL = "dataset/own/reason/requests.journal.jsonl"
 OUTPUT = "dataset/own/reason/train_with_reason.jsonl"
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_journal_is_not_emptied(tmp_path):
 
 FILL = """
 import random, resource, signal, sys
-from utils.journal import Journal, Records, resume
+from utils.store.journal import Journal, Records, resume
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # what is written beyond fails, as on a full disk
 journal, chance = Journal(sys.argv[1]), random.Random(0)
 for number in range(100):

@@ -16,23 +16,23 @@ from conftest import questions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.batch import read_state
-from utils.checks import FileReport, sound_rows
-from utils.completion import UnusableError, read_completion
+from extras.probe import read_probes
 from utils.config import UsageError, load_config
-from utils.expected import read_expected
-from utils.experiment import read_experiment
-from utils.files import read_jsonl, read_rows
-from utils.journal import Journal
-from utils.limiter import retry_after
-from utils.line_index import LineIndex
-from utils.manifest import Phase, manifest_path
-from utils.passages import PassageTexts
-from utils.probe import read_probes
-from utils.published import match_rationales
-from utils.records import read_parquet, read_records
-from utils.rows import Candidates, Passage, Question, Rationale, TrainingGroup
-from utils.score_cache import fused_rankings, open_cache
+from utils.llm.batch import read_state
+from utils.llm.limiter import retry_after
+from utils.llm.published import match_rationales
+from utils.llm.response import UnusableError, read_completion
+from utils.retrieval.checks import FileReport, sound_rows
+from utils.store.files import read_jsonl, read_rows
+from utils.store.journal import Journal
+from utils.store.lookup import LineIndex
+from utils.store.manifest import Phase, manifest_path
+from utils.store.passages import PassageTexts
+from utils.store.records import read_parquet, read_records
+from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
+from utils.tables.experiment import read_experiment
+from utils.tables.paper_values import read_expected
+from utils.training.score_cache import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = 300  # of each of the three kinds, for each reader
@@ -118,7 +118,7 @@ READERS = {
     "profile": ((ROOT / "profiles/quickstart.yaml").read_bytes(), lambda path: load_config(str(path))),
     "experiment": ((ROOT / "experiments/smoke.yaml").read_bytes(), read_experiment),
     "published values": ((ROOT / "experiments/published/paper.yaml").read_bytes(), read_expected),
-    "probes": ((ROOT / "probes/injection.yaml").read_bytes(), read_probes),
+    "probes": ((ROOT / "extras/injection.yaml").read_bytes(), read_probes),
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -214,4 +214,4 @@ def test_the_sound_manifest_is_one(tmp_path):
     output.write_text("1")
     Phase(output, [], {}).finish(1)
     assert MADE.keys() <= orjson.loads(manifest_path(output).read_bytes()).keys()
-    assert yaml.safe_load((ROOT / "probes/injection.yaml").read_text())["attacks"]
+    assert yaml.safe_load((ROOT / "extras/injection.yaml").read_text())["attacks"]

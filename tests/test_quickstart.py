@@ -12,9 +12,9 @@ import pytest
 
 from quickstart import PACKAGES, build_data, models, packaged
 from quickstart.build_data import Bm25, Sizes, answerable, base_groups, boolq_contents, choose, read_mmlu
-from utils.answers import has_answer, prepare, tokens
 from utils.config import UsageError
-from utils.rows import Passage, Question, TrainingGroup
+from utils.retrieval.answers import has_answer, prepare, tokens
+from utils.store.rows import Passage, Question, TrainingGroup
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "quickstart.server"]

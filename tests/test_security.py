@@ -162,7 +162,7 @@ def test_names_stay_below_their_folders(run_script, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../../up", "/tmp/x", "..", "a\nb", ".hidden"])
 def test_any_name_of_a_model_or_run_is_one_file_name(name):
-    from utils.files import file_name
+    from utils.store.files import file_name
 
     found = file_name(name)
     assert Path(found).name == found

@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from utils.config import UsageError, settings_of, without_secrets
-from utils.engine import make_engine
-from utils.files import atomic, dump_line, read_rows, require_space, write_lines
-from utils.intervals import Interval, bootstrap
-from utils.journal import Journal, resume
-from utils.manifest import Phase, digest, fingerprint
-from utils.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
-from utils.passages import PassageTexts, passages_path
-from utils.retrieval import RETRIEVAL_SETTINGS, ranking_size
-from utils.rows import Candidates, Question
-from utils.share import Share
-from utils.trec import write_qrels, write_run
+from utils.rag.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
+from utils.rag.statistics import Interval, bootstrap
+from utils.rag.trec import write_qrels, write_run
+from utils.ray_engine import make_engine
+from utils.retrieval.candidates import RETRIEVAL_SETTINGS, ranking_size
+from utils.store.files import atomic, dump_line, read_rows, require_space, write_lines
+from utils.store.journal import Journal, resume
+from utils.store.manifest import Phase, digest, fingerprint
+from utils.store.passages import PassageTexts, passages_path
+from utils.store.rows import Candidates, Question
+from utils.store.share import Share
 
 if TYPE_CHECKING:
-    from utils.generators import Generator, Prompt
+    from utils.llm.types import Prompt
+    from utils.rag.generators import Generator
 
 RERANK_CHUNK = 64  # questions between two savings of progress
 RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
@@ -70,7 +71,7 @@ class RagPipeline:
         args = self.args
         if args.retrieval_topk == 0:
             return None
-        from utils.retrieval import retrieve
+        from utils.retrieval.candidates import retrieve
 
         output = self._retrieval_path()
         retrieve(self.questions, args, args.retrieval_topk, output)
@@ -90,7 +91,7 @@ class RagPipeline:
         phase = Phase(output, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
         if phase.is_done(args.overwrite):
             return output
-        from utils.reranker import RerankWork
+        from utils.rag.rerankers import RerankWork
 
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
@@ -144,7 +145,7 @@ class RagPipeline:
         Raises:
             UsageError: another generator, or rankings that are still to be made.
         """
-        from utils.generators import OpenAIGenerator
+        from utils.rag.generators import OpenAIGenerator
 
         if self.args.framework != "openai":
             raise UsageError("--dry_run is for --framework openai; the others ask no server")
@@ -161,7 +162,7 @@ class RagPipeline:
         return generator.forecast(self._prompts(generator, passages))
 
     def _prompts(self, generator: Generator, passages: Sequence[list[str]]) -> list[Prompt]:
-        from utils.prompts import RagPrompt
+        from utils.rag.prompts import RagPrompt
 
         prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens, generator.defuse)
         prompts = [
@@ -179,7 +180,7 @@ class RagPipeline:
         Args:
             passages: for each question its passage texts, best first; empty lists for closed book.
         """
-        from utils.generators import make_generator
+        from utils.rag.generators import make_generator
 
         generator = make_generator(self.args)
         answers = generator.generate(self._prompts(generator, passages), Share.of(self.args))

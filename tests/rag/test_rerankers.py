@@ -1,0 +1,123 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SUBJECTS
+
+
+@pytest.fixture
+def args(tiny_reranker):
+    return SimpleNamespace(
+        trust_remote_code=[],
+        rerank_model_name=None, rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
+        rerank_batch_size=4, rerank_use_fp16=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def task():
+    rng = np.random.default_rng(0)
+    queries = [f"which {subject} is it" for subject in SUBJECTS[:6]]
+    docs = [
+        [{"id": f"{q}-{i}", "contents": " ".join(rng.choice(SUBJECTS, rng.integers(1, 40)))} for i in range(11)]
+        for q in range(6)
+    ]
+    return queries, docs
+
+
+def test_same_scores_and_order_as_flashrags_reranker(args, task):
+    from flashrag.retriever.reranker import CrossReranker
+
+    from utils.rag.rerankers import LengthSortedReranker
+
+    theirs = CrossReranker(vars(args) | {"device": "cpu"}).rerank(*task)
+    ours = LengthSortedReranker(args).rerank(*task)
+    assert ours[0] == theirs[0]
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-4)
+
+
+def test_same_scores_as_flagembeddings_reranker(args, task):
+    from FlagEmbedding import FlagReranker
+
+    from utils.rag.rerankers import LengthSortedReranker
+
+    queries, docs = task
+    pairs = [(query, doc["contents"]) for query, found in zip(queries, docs, strict=True) for doc in found]
+    theirs = FlagReranker(args.rerank_model_path, use_fp16=False, devices="cpu").compute_score(pairs, max_length=64)
+    ours = LengthSortedReranker(args).get_rerank_scores(queries, [[d["contents"] for d in row] for row in docs], 7)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_equal_scores_keep_the_retrievers_order(args):
+    from utils.rag.rerankers import LengthSortedReranker
+
+    docs = [[{"id": str(i), "contents": "the same words"} for i in range(9)]]
+    found, scores = LengthSortedReranker(args).rerank(["a question"], docs)
+    assert [doc["id"] for doc in found[0]] == ["0", "1", "2", "3", "4"]
+    assert len(set(scores[0])) == 1
+
+
+def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task, monkeypatch):
+    from utils.rag import rerankers
+    from utils.rag.rerankers import LengthSortedReranker
+
+    queries, docs = task
+    texts = [[doc["contents"] for doc in found] for found in docs]
+    full = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
+    args.rerank_use_fp16 = True
+    assert LengthSortedReranker(args).get_rerank_scores(queries, texts, 4) == full.tolist()  # this is a CPU
+    monkeypatch.setattr(rerankers, "half_precision", lambda: torch.bfloat16)
+    half = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
+    assert (half != full).any()
+    assert np.corrcoef(half, full)[0, 1] > 0.999
+    assert len(set(half)) == len(set(full)) == 66
+
+
+def test_a_question_longer_than_the_pair_leaves_room_for_the_passage(args):
+    from utils.rag.rerankers import LengthSortedReranker
+
+    reranker = LengthSortedReranker(args)
+    query = "river " * 500
+    scores = reranker.get_rerank_scores([query], [["glacier comet", "lantern orchard tunnel"]], 4)
+    assert scores[0] != scores[1]
+    ids = reranker._tokenise([query, "short"], ["glacier comet", "engine"])["input_ids"]
+    assert len(ids[0]) <= 64
+    assert reranker.tokenizer.decode(ids[0]).endswith("glacier comet [SEP]")
+    assert reranker.tokenizer.decode(ids[1]) == "[CLS] short [SEP] engine [SEP]"
+
+
+def test_no_passages_is_no_error(args):
+    from utils.rag.rerankers import LengthSortedReranker
+
+    assert LengthSortedReranker(args).rerank(["a", "b"], [[], ["x"]])[0] == [[], ["x"]]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("architecture", ["XLMRoberta", "Gte", "ModernBert", "DebertaV2"])
+def test_rerankers_of_other_architectures(args, task, tokenizer, tmp_path, monkeypatch, architecture, half):
+    """bge-reranker-* are XLM-R, gte-multilingual-reranker is GTE; newer ones come in other shapes."""
+    import transformers
+
+    from utils.rag import rerankers as module
+    from utils.rag.rerankers import LengthSortedReranker
+
+    monkeypatch.setattr(module, "half_precision", lambda: torch.bfloat16)  # a GPU's way, on a CPU
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=514, type_vocab_size=2, initializer_range=0.3, num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    model = getattr(transformers, f"{architecture}ForSequenceClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    args.rerank_model_path, args.rerank_use_fp16 = str(tmp_path), half
+    queries, docs = task
+    reranker = LengthSortedReranker(args)
+    ours = reranker.get_rerank_scores(queries, [[doc["contents"] for doc in found] for found in docs], 4)
+    assert len(ours) == 66
+    for i, (query, found) in enumerate(zip(queries, docs, strict=True)):
+        inputs = reranker.tokenizer(query, found[3]["contents"], truncation=True, max_length=64, return_tensors="pt")
+        with torch.inference_mode():
+            alone = model(**inputs).logits.item()
+        assert ours[11 * i + 3] == pytest.approx(alone, abs=1e-4 if not half else 0.2)

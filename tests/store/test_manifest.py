@@ -1,0 +1,243 @@
+"""A phase and what lies beside its input: changed, mixed or half-made files are refused by name."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, questions, read_jsonl, write_jsonl
+
+from utils.config import UsageError
+from utils.store.files import lock_path, locked
+from utils.store.manifest import Phase
+from utils.store.provenance import commit, machine
+
+
+def made(path, inputs=(), settings=None, text="x"):
+    path.write_text(text)
+    Phase(path, inputs, settings or {}).finish(1)
+    return path
+
+
+def test_an_input_that_changed_after_it_was_made_is_refused_with_the_command(tmp_path):
+    middle = made(tmp_path / "middle")
+    Phase(tmp_path / "out", [middle], {})
+    middle.write_text("edited by hand")
+    with pytest.raises(UsageError, match=r"middle is not what .*middle\.manifest\.json says.* --overwrite"):
+        Phase(tmp_path / "out", [middle], {})
+    (tmp_path / "middle.manifest.json").unlink()
+    Phase(tmp_path / "out", [middle], {})
+
+
+def test_a_file_that_belongs_to_the_input_is_checked_with_it(tmp_path):
+    docs, texts = tmp_path / "docs", tmp_path / "texts"
+    docs.write_text("1")
+    texts.write_text("2")
+    Phase(docs, [], {}).finish(1, beside=[texts])
+    Phase(tmp_path / "out", [docs], {})
+    texts.write_text("3")
+    with pytest.raises(UsageError, match="texts is not what"):
+        Phase(tmp_path / "out", [docs], {})
+
+
+def test_inputs_of_different_origin_are_refused(tmp_path):
+    source = tmp_path / "source"
+    source.write_text("1")
+    first = made(tmp_path / "first", [source])
+    source.write_text("2")
+    second = made(tmp_path / "second", [source])
+    with pytest.raises(UsageError, match="made from another version of .*source than the rest"):
+        Phase(tmp_path / "out", [first, second], {})
+    with pytest.raises(UsageError, match="first was made from another version of .*source"):
+        Phase(tmp_path / "out", [first, source], {})
+    Phase(tmp_path / "out", [second, source], {})
+
+
+def test_an_origin_that_changed_since_is_told_and_no_reason_to_stop(tmp_path, capsys):
+    source = tmp_path / "source"
+    source.write_text("1")
+    middle = made(tmp_path / "middle", [source])
+    source.write_text("2")
+    Phase(tmp_path / "out", [middle], {})
+    assert "source has changed since" in capsys.readouterr().err
+
+
+def test_a_finished_output_that_was_changed_is_neither_taken_nor_overwritten(tmp_path):
+    output = made(tmp_path / "out", [], {"k": 1})
+    output.write_text("my own corrections")
+    with pytest.raises(UsageError, match="has changed since it was made; --overwrite"):
+        Phase(output, [], {"k": 1}).is_done(overwrite=False)
+    assert not Phase(output, [], {"k": 1}).is_done(overwrite=True)
+    assert output.read_text() == "my own corrections"
+
+
+def test_an_output_that_is_being_made_is_no_input_yet(tmp_path):
+    output = tmp_path / "middle"
+    Phase(output, [], {}).claim()
+    output.write_text("half")
+    assert not Phase(output, [], {}).is_done(overwrite=False)
+    with pytest.raises(UsageError, match="the making of .*middle was interrupted; run: "):
+        Phase(tmp_path / "out", [output], {})
+
+
+def test_what_a_killed_process_left_aside_is_removed(tmp_path):
+    from utils.store.files import write_lines
+
+    gone, other = tmp_path / ".out.999999999.part", tmp_path / ".other.999999999.part"
+    here = tmp_path / f".out.{os.getppid()}.part"
+    for path in (gone, other, here):
+        path.write_text("half")
+    write_lines(tmp_path / "out", [{"a": 1}])
+    assert sorted(os.listdir(tmp_path)) == sorted([here.name, other.name, "out"])
+
+
+def test_manifests_tell_where_a_result_comes_from(tmp_path):
+    made(tmp_path / "out")
+    found = json.loads((tmp_path / "out.manifest.json").read_text())
+    assert found["commit"] == commit()
+    assert found["machine"] == machine()
+    assert {"started", "seconds", "versions", "command"} <= found.keys()
+    assert "cores" in machine()
+
+
+def test_a_file_that_is_changed_between_two_phases_stops_the_second(run_script, llm_server, tmp_path):
+    """Through the scripts: rationales, edited by hand, then scored."""
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(3))
+    url = llm_server().base_url
+    flags = ["--dataset", "own"]
+    assert run_script("llm_generation.py", *flags, "--base_url", url, cwd=tmp_path).returncode == 0
+    docs = tmp_path / "dataset/own/train_docs_20000.jsonl"
+    write_jsonl(docs, [row | {"passage_ids": ["p"], "scores": [1.0]} for row in questions(3)])
+    write_jsonl(docs.with_suffix(".passages.jsonl"), [{"id": "p", "contents": "t"}])
+    reasons = tmp_path / "dataset/own/reason/train_with_reason.jsonl"
+    reasons.write_text(reasons.read_text().replace("because", "be cause"))
+    scoring = ["dataset_generation.py", *flags, "--phase=generate_dataset", "--method=reason"]
+    result = run_script(*scoring, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "train_with_reason.jsonl is not what" in result.stderr
+    assert "python llm_generation.py --dataset own --base_url" in result.stderr
+
+
+BAD = [b'{"id": "x", "question"\n', b"[1]\n", b'{"id": "y", "question": "q"}\n', b'{"id": "z\xff"}\n', b'{"id": NaN}\n']
+
+
+def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_server, tmp_path):
+    path = write_jsonl(tmp_path / "dataset/own/train.jsonl", [*questions(4), questions(2)[1]])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n" + b"".join(BAD))
+    flags = ["llm_generation.py", "--dataset", "own", "--base_url", llm_server().base_url]
+    refused = run_script(*flags, cwd=tmp_path)
+    assert (refused.returncode, "train.jsonl:5: id 'q1' stands on line 2 too" in refused.stderr) == (2, True)
+    result = run_script(*flags, "--skip_bad_rows", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for place in (
+        "train.jsonl:5: id",
+        "train.jsonl:7: not valid JSON",
+        "train.jsonl:8: a JSON object",
+        "train.jsonl:9: field",
+    ):
+        assert place in result.stderr
+    output = tmp_path / "dataset/own/reason/train_with_reason.jsonl"
+    assert [row["id"] for row in read_jsonl(output)] == ["q0", "q1", "q2", "q3"]
+    assert json.loads(output.with_name(f"{output.name}.manifest.json").read_text())["dropped"] == {
+        "rows with a repeated id": 1,
+        "lines that are not valid JSON": 3,
+        "lines that are no JSON object": 1,
+        "rows with a wrong field": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [("id".encode("utf-16"), "UTF-16: save it as UTF-8"), (b"\x1f\x8b\x08\x00", "gunzip"),
+     (b'{"id": NaN}', "write null"), (b'{"id": "\xe4"}', "byte 8 of the line is not UTF-8")],
+)  # fmt: skip
+def test_the_commonest_faults_come_with_their_remedy(tmp_path, content, remedy):
+    from utils.store.files import read_jsonl
+
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(UsageError, match=remedy):
+        list(read_jsonl(tmp_path / "in.jsonl"))
+
+
+def test_numbers_as_answers_are_taken_as_they_are_written(tmp_path):
+    from utils.store.rows import Question
+
+    row = Question.model_validate({"id": 7, "question": "q", "golden_answers": [1969, 3.5, "x"]})
+    assert (row.id, row.golden_answers) == ("7", ["1969", "3.5", "x"])
+
+
+def test_a_line_of_many_megabytes_is_read(tmp_path):
+    from utils.store.files import read_rows
+    from utils.store.rows import Passage
+
+    path = write_jsonl(tmp_path / "in.jsonl", [{"id": "1", "contents": "x" * 30_000_000}, {"id": "2", "contents": "y"}])
+    assert [len(row.contents) for row in read_rows(path, Passage)] == [30_000_000, 1]
+
+
+def test_too_small_a_disk_is_told_before_the_work(tmp_path, monkeypatch):
+    import shutil
+    from collections import namedtuple
+
+    from utils.store.files import require_space
+
+    require_space(tmp_path / "not/yet", 1000, "a file")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 999))
+    with pytest.raises(UsageError, match=r"a file will take about 2\.00 GB, but .* has 0\.00 GB left"):
+        require_space(tmp_path / "not/yet", 2e9, "a file")
+
+
+def without_roots_override():
+    """As any other user: Linux lets root write wherever it likes (CAP_DAC_OVERRIDE)."""
+    ctypes.CDLL(None).prctl(24, 1)
+
+
+def test_a_read_only_folder_leaves_the_old_output_and_a_plain_message(llm_server, tmp_path):
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(2))
+    folder = tmp_path / "dataset/own/reason"
+    folder.mkdir()
+    (folder / "train_with_reason.jsonl").write_text("old")
+    folder.chmod(0o555)
+    result = subprocess.run(
+        [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", llm_server().base_url],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=without_roots_override,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    folder.chmod(0o755)
+    assert result.returncode == 2, result.stderr
+    assert "Permission denied" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (folder / "train_with_reason.jsonl").read_text() == "old"
+    assert os.listdir(folder) == ["train_with_reason.jsonl"]
+
+
+def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
+    """The kill came between the manifest and the removal; a run that is at work keeps what is its."""
+    output, journal, folder = tmp_path / "out.jsonl", tmp_path / "out.journal.jsonl", tmp_path / "out.shards"
+    output.write_text("{}")
+    phase = Phase(output, [], {}, scratch=[journal, folder, tmp_path / "never made"])
+    phase.finish(1)
+    folder.mkdir()
+    journal.write_text("left")
+    (folder / "0.npy").write_text("left")
+    with locked(journal), locked(lock_path(folder)):
+        assert phase.is_done(overwrite=False)
+        assert journal.exists()
+        assert folder.exists()
+    assert phase.is_done(overwrite=False)
+    assert not journal.exists()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_that_the_output_could_not_take_is_refused_before_the_work(tmp_path, folder):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    taken, message = ("file", "a file, but a folder") if folder else ("folder", "a folder, but a file")
+    with pytest.raises(UsageError, match=f"{taken} is {message} is to be made there"):
+        Phase(tmp_path / taken, [], {}, folder=folder)
+    with pytest.raises(UsageError, match=r"file is a file, but a folder is to be made there; .* for .*file/a/b"):
+        Phase(tmp_path / "file/a/b", [], {}, folder=folder)
+    Phase(tmp_path / "folder/a/b", [], {}, folder=folder)

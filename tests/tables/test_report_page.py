@@ -1,0 +1,150 @@
+"""The report's page and plots without a browser: any text stays text, the same data give the same bytes."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+from conftest import write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.config import UsageError
+from utils.rag.statistics import Interval
+from utils.store.manifest import Phase
+from utils.tables.report.explorer import _roles
+from utils.tables.report.page import data_uri, render
+from utils.tables.report.phases import phases
+from utils.tables.report.plots import (
+    RANK_BINS,
+    category_bars,
+    first_answer_ranks,
+    rank_shares,
+    score_distributions,
+    weight_sweep,
+)
+from utils.tables.results import Cell, FilledTable, TableRow
+
+HOSTILE = st.text(min_size=1, max_size=30) | st.sampled_from(
+    ["</script>", "<!--", "<script>", "]]>", "'\"><img src=x onerror=1>", "{{ 7 * 7 }}", "{% raw %}", "&lt;", "\x00"]
+)
+PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in", "tokens_out")
+
+
+def fields(text):
+    cell = {"mean": text, "interval": text, "title": text, "expected": text}
+    table = {"caption": text, "labels": 1, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
+    return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
+        "tables": [table],
+        "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],
+        "phases": [dict.fromkeys(PHASE, text)],
+    }
+
+
+class Elements(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.embedded, self._in_data = [], [], "", False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+        self._in_data = ("type", "application/json") in attrs
+
+    def handle_data(self, data):
+        if self._in_data:
+            self.embedded += data
+
+
+@given(HOSTILE)
+def test_any_text_leaves_the_pages_elements_as_they_are_and_reaches_the_explorer_whole(text):
+    plain, page = (Elements(render(fields(t), {"views": [{"p": t}]})) for t in ("plain", text))
+    assert page.tags == plain.tags
+    assert page.attributes == plain.attributes
+    assert json.loads(page.embedded) == {"views": [{"p": text}]}
+
+
+def test_the_policy_allows_the_pages_own_script_alone():
+    page = render(fields("x"), {"views": []})
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;" in page
+
+
+def table(*rows):
+    return FilledTable("t", "c", "base", ("condition",), [("nq", "mrr"), ("nq", "em")], [], list(rows))
+
+
+def row(condition, mean, metrics=("mrr", "em")):
+    cells = [Cell(None, condition, metric, Interval(mean, mean - 0.1, mean + 0.1, 50)) for metric in metrics]
+    return TableRow("g", "r", (condition,), cells)
+
+
+def test_a_sweep_is_drawn_from_three_weights_on_and_the_same_each_time():
+    rows = [row(f"w{weight}", 0.2 + weight / 2) for weight in (0, 0.5, 1)]
+    drawn = weight_sweep(table(*rows))
+    assert drawn == weight_sweep(table(*rows))
+    assert "weight of the rationale score" in drawn
+    assert data_uri(drawn).startswith("data:image/svg+xml;base64,")
+    assert weight_sweep(table(*rows[:2])) is None
+    assert weight_sweep(table(*rows[:2], TableRow("g", "r", ("w1",), [Cell(None, "w1", "mrr")] * 2))) is None
+
+
+def test_categories_are_drawn_where_there_are_any():
+    columns = [("mmlu", "STEM"), ("mmlu", "Humanities"), ("mmlu", "em")]
+    filled = FilledTable("t", "c", "base", ("condition",), columns, [], [row("base", 0.5, [m for _, m in columns])])
+    assert "Humanities" in category_bars(filled)
+    assert category_bars(table(row("base", 0.5))) is None
+
+
+def test_every_question_has_its_place_among_the_ranks():
+    found = rank_shares([1, 1 / 2, 1 / 4, 1 / 5, 1 / 6, 1 / 20, 1 / 21, 1 / 150, 0, 0])
+    assert {name: share * 10 for name, share in found.items() if share} == {
+        "1": 1, "2": 1, "4-5": 2, "6-10": 1, "11-20": 1, "over 20": 2, "none": 2,
+    }  # fmt: skip
+    drawn = first_answer_ranks({"base": [1, 1 / 150], "radio": [0, 0]})
+    assert [name for name in RANK_BINS if f">{name}</text>" in drawn] == ["1", "over 20", "none"]
+    assert first_answer_ranks({}) is None
+
+
+def test_score_distributions_need_candidates():
+    passage = {"retrieval": 0.5, "rationale": 0.4, "answer": 1}
+    assert "with an answer, n = 2" in score_distributions([{"passages": [passage, passage]}])
+    assert score_distributions([]) is None
+
+
+def test_a_question_with_several_training_lines_shows_every_role(tmp_path):
+    groups = [
+        {"query": "q", "pos": ["a"], "neg": ["b", "c"]},
+        {"query": "q", "pos": ["b"], "neg": ["c"]},
+        {"query": "other", "pos": ["c"], "neg": ["a"]},
+    ]
+    found = _roles(write_jsonl(tmp_path / "lines.jsonl", groups), {"q"})
+    assert found == {("q", "a"): "positive", ("q", "b"): "positive, negative", ("q", "c"): "negative"}
+
+
+def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_path):
+    for name in ("run/intermediate_data.json", "data/train.jsonl", "data/dev.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[]")
+        phase = Phase(path, [], {})
+        phase.claim() if "dev" in name else phase.finish(3)
+    plan = SimpleNamespace(
+        train_folder=lambda run: tmp_path / "data",
+        checkpoint=lambda run: tmp_path / "no",
+        folder=lambda run: run.folder,
+    )
+    runs = [SimpleNamespace(reranker="r", condition="radio", folder=tmp_path / "run")]
+    found = phases(plan, runs)["phases"]
+    assert [(row["output"], row["rows"]) for row in found] == [
+        (str(tmp_path / "data/train.jsonl"), 3),
+        (str(tmp_path / "run/intermediate_data.json"), 3),
+    ]
+    (tmp_path / "data/train.jsonl.manifest.json").write_text("{")
+    with pytest.raises(UsageError, match=r"train\.jsonl\.manifest\.json is damaged"):
+        phases(plan, runs)

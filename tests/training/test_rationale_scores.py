@@ -1,0 +1,230 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import SUBJECTS, questions, read_jsonl, write_jsonl
+
+from utils.config import UsageError
+from utils.llm.rationales import scored_text
+from utils.store.files import lock_path, locked
+from utils.store.rows import Rationale
+from utils.training.rationale_scores import retrieval_scores, score_rationales
+
+
+@pytest.fixture
+def args(tiny_encoder):
+    return SimpleNamespace(
+        trust_remote_code=[],
+        scorer="encoder", model_path=str(tiny_encoder), scorer_max_length=64, scorer_batch_size=4,
+        scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False, engine="local",
+        num_shards=1, shard_index=-1,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """12 questions that share 30 passages, 5 candidates each."""
+    rng = np.random.default_rng(0)
+    rows = questions(12)
+    texts = {f"p{i}": f"{SUBJECTS[i % 10]} {i}\n" + "words about it " * (i % 7 + 1) for i in range(30)}
+    docs = [
+        row | {"passage_ids": [f"p{j}" for j in rng.choice(30, 5, replace=False)], "scores": [5.0, 4.0, 4.0, 2.0, 1.0]}
+        for row in rows
+    ]
+    write_jsonl(tmp_path / "docs.passages.jsonl", [{"id": k, "contents": v} for k, v in texts.items()])
+    write_jsonl(tmp_path / "docs.jsonl", docs)
+    write_jsonl(tmp_path / "reason.jsonl", [row | {"reason": f"since {row['id']} says so"} for row in rows])
+    return SimpleNamespace(docs=docs, texts=texts, rows=rows, folder=tmp_path)
+
+
+def score(inputs, args, output="cache.jsonl"):
+    folder = inputs.folder
+    score_rationales(folder / "docs.jsonl", folder / "reason.jsonl", folder / output, args)
+    return read_jsonl(folder / output)
+
+
+def test_the_scored_text_shows_the_answers_as_a_python_list():
+    row = Rationale(id="1", question="who?", golden_answers=["A", "B's"], reason="because")
+    assert scored_text(row) == """who?. ['A', "B's"]. because"""
+
+
+def test_equal_to_one_encode_a_question(inputs, args):
+    """The published way: for each question encode its text, then its passages."""
+    from utils.retrieval.encoder import TextEncoder
+
+    encoder = TextEncoder(args.model_path, 64)
+    found = {row["id"]: row for row in score(inputs, args)}
+    for doc in inputs.docs:
+        query = encoder.encode([f"{doc['question']}. {doc['golden_answers']}. since {doc['id']} says so"])[0]
+        expected = {pid: float(encoder.encode([inputs.texts[pid]])[0] @ query) for pid in doc["passage_ids"]}
+        row = found[doc["id"]]
+        assert row["passage_ids"] == sorted(expected, key=lambda pid: -expected[pid])
+        np.testing.assert_allclose(row["scores"], sorted(expected.values(), reverse=True), atol=1e-5)
+
+
+def test_each_passage_is_encoded_once(inputs, args, monkeypatch):
+    from utils.retrieval.encoder import TextEncoder
+
+    seen = []
+    inner = TextEncoder.encode
+    monkeypatch.setattr(
+        TextEncoder, "encode", lambda self, texts, size=64: (seen.extend(texts), inner(self, texts, size))[1]
+    )
+    score(inputs, args)
+    used = {pid for doc in inputs.docs for pid in doc["passage_ids"]}
+    assert len(seen) == len(set(seen)) == len(used) + len(inputs.docs)
+
+
+def test_a_stopped_scoring_goes_on_where_it_was(inputs, args, monkeypatch):
+    from utils.retrieval.encoder import TextEncoder
+    from utils.training import rationale_scores
+
+    whole = score(inputs, args, "whole.jsonl")
+    monkeypatch.setattr(rationale_scores, "ENCODE_AT_ONCE", 1)
+    inner, encoded = TextEncoder.encode, []
+
+    def stop_at_fourth(self, texts, size=64):
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        encoded.append(texts)
+        return inner(self, texts, size)
+
+    monkeypatch.setattr(TextEncoder, "encode", stop_at_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        score(inputs, args)
+    again = []
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, t, size=64: (again.append(t), inner(self, t, size))[1])
+    assert score(inputs, args) == whole
+    assert not {text for batch in encoded for text in batch} & {text for batch in again for text in batch}
+    assert not (inputs.folder / "embeddings").exists()
+
+
+def test_questions_without_rationale_are_left_out(inputs, args, capsys):
+    rows = read_jsonl(inputs.folder / "reason.jsonl")
+    write_jsonl(inputs.folder / "reason.jsonl", rows[3:])
+    assert [row["id"] for row in score(inputs, args)] == [row["id"] for row in rows[3:]]
+    assert "3 questions without a rationale" in capsys.readouterr().out
+
+
+def test_a_rationale_of_another_question_is_refused(inputs, args):
+    rows = read_jsonl(inputs.folder / "reason.jsonl")
+    rows[2]["question"] = "another question with the same id"
+    write_jsonl(inputs.folder / "reason.jsonl", rows)
+    with pytest.raises(UsageError, match="'q2'.*same train.jsonl"):
+        score(inputs, args)
+
+
+def test_retrieval_scores_are_the_retrievers(inputs, tmp_path):
+    retrieval_scores(inputs.folder / "docs.jsonl", tmp_path / "cache.jsonl", overwrite=False)
+    for row, doc in zip(read_jsonl(tmp_path / "cache.jsonl"), inputs.docs, strict=True):
+        assert row == {"id": doc["id"], "query": doc["question"], **{k: doc[k] for k in ("passage_ids", "scores")}}
+
+
+@pytest.fixture(scope="module")
+def tiny_bge_m3(tmp_path_factory, tokenizer):
+    """A random XLM-R in BGE-M3's file layout."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("bge-m3")
+    torch.manual_seed(0)
+    config = transformers.XLMRobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=514, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.XLMRobertaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.save(torch.nn.Linear(32, 32).state_dict(), folder / "colbert_linear.pt")
+    torch.save(torch.nn.Linear(32, 1).state_dict(), folder / "sparse_linear.pt")
+    return folder
+
+
+def test_bge_m3_runs_through_flagembedding(inputs, args, tiny_bge_m3):
+    """The real BGE-M3 code on a tiny model: cls pooling, normalised, inner products."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    args.scorer, args.model_path = "bge-m3", str(tiny_bge_m3)
+    found = score(inputs, args)
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_bge_m3), AutoModel.from_pretrained(tiny_bge_m3).eval()
+
+    def encode(text):
+        with torch.inference_mode():
+            hidden = model(**tokenizer(text, truncation=True, max_length=64, return_tensors="pt")).last_hidden_state
+        return torch.nn.functional.normalize(hidden[0, 0], dim=-1).numpy()
+
+    for row, doc in zip(found, inputs.docs, strict=True):
+        query = encode(f"{doc['question']}. {doc['golden_answers']}. since {doc['id']} says so")
+        expected = sorted((float(encode(inputs.texts[pid]) @ query) for pid in doc["passage_ids"]), reverse=True)
+        np.testing.assert_allclose(row["scores"], expected, atol=1e-5)
+
+
+def test_two_runs_of_one_dataset_are_refused(inputs, args):
+    (inputs.folder / "embeddings").mkdir()
+    with (
+        locked(lock_path(inputs.folder / "embeddings")),
+        pytest.raises(UsageError, match="is being written by another run"),
+    ):
+        score(inputs, args)
+
+
+def test_embeddings_of_other_inputs_are_not_taken_whenever_their_removal_ends(inputs, args, monkeypatch):
+    from utils.retrieval import embedding_files
+
+    def end(folder):
+        (folder / embedding_files.MADE_WITH).unlink()
+        raise KeyboardInterrupt
+
+    expected = score(inputs, args)
+    folder = inputs.folder / "embeddings/passages"
+    folder.mkdir(parents=True)
+    (folder / embedding_files.MADE_WITH).write_text("another key")
+    np.save(folder / "00000.npy", np.zeros((12, 32), dtype=np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_files.shutil, "rmtree", end)
+        with pytest.raises(KeyboardInterrupt):
+            score(inputs, args, "again.jsonl")
+    assert (folder / "00000.npy").exists()
+    assert score(inputs, args, "again.jsonl") == expected
+
+
+def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, args, monkeypatch):
+    """The first removes its folder after the second has looked at the output, and before that has the lock."""
+    import shutil
+
+    from utils.store import share
+
+    (inputs.folder / "embeddings").mkdir()
+
+    def after_the_other(path):
+        shutil.rmtree(inputs.folder / "embeddings")
+        return locked(path)
+
+    monkeypatch.setattr(share, "locked", after_the_other)
+    assert len(score(inputs, args)) == 12
+
+
+def test_space_for_the_embeddings_is_looked_for_first_and_what_is_there_counts(inputs, args, disk, monkeypatch):
+    from utils.retrieval.encoder import TextEncoder
+
+    used = {pid for doc in inputs.docs for pid in doc["passage_ids"]}
+    needed = 2 * 4 * 32 * (len(used) + 12)  # the files, and the rows of all of them in order
+    disk(needed - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("it began"))
+        with pytest.raises(UsageError, match="embeddings in .* will take about"):
+            score(inputs, args)
+    (inputs.folder / "embeddings/passages").mkdir(parents=True)
+    (inputs.folder / "embeddings/passages/00000.npy").write_bytes(b"x")
+    assert len(score(inputs, args)) == 12
+
+
+def test_bge_m3_gives_the_same_vectors_compiled(tiny_bge_m3):
+    from utils.openvino_model import WORTHWHILE, CpuModel
+    from utils.retrieval.encoder import BgeM3Encoder
+
+    pytest.importorskip("openvino")
+    texts = ["a word", "some more words than that", "and so on " * 60, *(f"passage {i} " * i for i in range(1, 30))]
+    plain, compiled = (BgeM3Encoder(str(tiny_bge_m3), 256, texts=count) for count in (0, WORTHWHILE))
+    assert isinstance(compiled.model.model.model, CpuModel)
+    np.testing.assert_allclose(compiled.encode(texts, 8), plain.encode(texts, 8), atol=1e-6)

@@ -1,0 +1,1 @@
+"""MMLU: its sources, letters read from answers, scores by category."""

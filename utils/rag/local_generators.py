@@ -1,0 +1,250 @@
+"""Generators on this machine: transformers, FastChat, vLLM; answers kept a chunk at a time."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from utils.config import UsageError
+from utils.devices import in_batches, local_model, pretrained, torch_device
+from utils.llm.types import Prompt
+from utils.rag.control_tokens import defused, without_control
+from utils.ray_engine import one_by_one
+from utils.store.files import file_name
+from utils.store.journal import Journal, resume
+from utils.store.manifest import digest, fingerprint
+from utils.store.share import WHOLE, Share
+
+
+class LocalGenerator(ABC):
+    """What transformers and vLLM have in common: a tokenizer at hand, and answers kept a chunk at a time.
+
+    Args:
+        args: the ``rag`` section's settings.
+    """
+
+    chunk: int
+    """Prompts between two savings of progress."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from transformers import AutoTokenizer
+
+        self.name = Path(args.model_path).name
+        self.facts: dict[str, Any] = {}
+        self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
+        self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
+        self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def defuse(self, text: str) -> str:
+        """Without the commonest control tokens and the tokenizer's own."""
+        return without_control(self.tokenizer, defused(text))
+
+    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
+        """One greedy answer a prompt; those that an earlier run left are not generated again."""
+        keys = [digest([self._made_with, prompt]) for prompt in prompts]
+        # Prompts of like length meet in a batch, and what is too long for the memory is found at the start.
+        todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -_characters(item[1]))
+        with Journal(self._journal, share=share) as journal:
+            resume(
+                journal,
+                share.pick(todo, self.chunk),
+                lambda item: item[0],
+                self.chunk,
+                one_by_one(self._records),
+                "generate",
+            )
+            share.end_unless_whole(self.name)
+            return [journal[key]["text"] for key in keys]
+
+    def _records(self, part: list[tuple[str, Prompt]]) -> list[dict[str, Any]]:
+        return [{"text": text} for text in self._answer([prompt for _, prompt in part])]
+
+    @abstractmethod
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        """One greedy answer a prompt."""
+
+
+class HFGenerator(LocalGenerator):
+    """A causal model through transformers: left-padded, longest prompts first, no logits kept.
+
+    A batch holds as many tokens as ``generator_batch_size`` prompts of ``max_input_tokens``, so shorter prompts
+    form larger ones: each step of a batch reads all weights once, whatever its size.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        from utils.rag.cpu_attention import quicken
+
+        self.model: Any = self._load(args).eval()
+        quicken(self.model)
+        self._max_tokens, self._stop = args.max_tokens, args.stop
+        self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
+        self.chunk = 8 * args.generator_batch_size
+
+    def _load(self, args: argparse.Namespace) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        quantised = quantisation(args.quantization)
+        return pretrained(
+            AutoModelForCausalLM, self.path, self.trust, dtype="auto", device_map="auto", quantization_config=quantised
+        )
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return token_ids(self.tokenizer, prompt)
+
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        import torch
+
+        encoded = [self._ids(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+        answers = [""] * len(prompts)
+        stopping = {"stop_strings": self._stop, "tokenizer": self.tokenizer} if self._stop else {}
+
+        def work(batch: Sequence[int]) -> None:
+            inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
+            inputs = inputs.to(self.model.device)
+            with torch.inference_mode():
+                # Neutral values silence the model's own generation_config, which asks Llama to sample.
+                output = self.model.generate(
+                    **inputs,
+                    max_new_tokens=self._max_tokens,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    **stopping,
+                )
+            new = output[:, inputs["input_ids"].shape[1] :]
+            for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[i] = cut_at(text, self._stop).strip()
+
+        self._room = in_batches(order, self._room, work, need=lambda i: len(encoded[i]) + self._max_tokens)
+        return answers
+
+
+class FastChatGenerator(HFGenerator):
+    """A causal model that FastChat's adapters load, as FlashRAG's ``fschat`` does.
+
+    It is for models older than chat templates (Vicuna and its relatives): where the tokenizer has none,
+    FastChat's conversation template for the model's name writes the prompt.
+    """
+
+    def _load(self, args: argparse.Namespace) -> Any:
+        import torch
+        from transformers import PretrainedConfig
+
+        try:
+            from fastchat.model import load_model
+        except ImportError as error:
+            raise UsageError(f"--framework fschat needs FastChat ({error}): pip install fschat==0.2.36") from None
+        if args.quantization != "none":
+            raise UsageError("--quantization is for --framework hf")
+        if "auto_map" in PretrainedConfig.get_config_dict(self.path)[0]:
+            raise UsageError(f"{args.model_path} brings its own code, which FastChat would run; use --framework hf")
+        gpus = torch.cuda.device_count()
+        model, _ = load_model(self.path, device=torch_device(), num_gpus=max(1, gpus))
+        return model
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str) or self.tokenizer.chat_template is not None:
+            return super()._ids(prompt)
+        from fastchat.model import get_conversation_template
+
+        conversation = get_conversation_template(self.name)
+        for message in prompt:
+            if message["role"] == "system":
+                conversation.set_system_message(message["content"])
+            else:
+                conversation.append_message(conversation.roles[0], message["content"])
+        conversation.append_message(conversation.roles[1], None)
+        # The tokenizer adds the BOS, of which FastChat's templates know nothing.
+        return self.tokenizer(conversation.get_prompt())["input_ids"]
+
+
+class VLLMGenerator(LocalGenerator):
+    """A causal model through vLLM's offline engine."""
+
+    chunk = 1024
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise UsageError(
+                "--framework vllm needs vLLM: pip install -r requirements/gpu.txt, or use --framework hf, or "
+                "--framework openai with a server"
+            ) from None
+        import torch
+
+        super().__init__(args)
+        self._model = LLM(
+            self.path,
+            tensor_parallel_size=max(1, torch.cuda.device_count()),
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            max_model_len=args.max_input_tokens + args.max_tokens,
+            seed=args.seed,
+            trust_remote_code=self.trust,
+        )
+        self._max_tokens, self._stop, self._seed = args.max_tokens, args.stop, args.seed
+
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0, max_tokens=self._max_tokens, stop=self._stop or None, seed=self._seed)
+        inputs = [{"prompt_token_ids": token_ids(self.tokenizer, prompt)} for prompt in prompts]
+        return [output.outputs[0].text.strip() for output in self._model.generate(inputs, sampling)]
+
+
+def quantisation(kind: str) -> Any:
+    """Transformers' configuration for ``none``, ``4bit`` (NF4) or ``8bit`` weights.
+
+    Raises:
+        UsageError: another kind, or bitsandbytes is not installed.
+    """
+    if kind == "none":
+        return None
+    if kind not in ("4bit", "8bit"):
+        raise UsageError(f"--quantization {kind!r} is none of none, 4bit, 8bit")
+    if find_spec("bitsandbytes") is None:
+        raise UsageError("--quantization needs bitsandbytes; requirements/gpu.txt has the version to install")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Tokens of a prompt with exactly one BOS where the tokenizer has one.
+
+    Whether a model is a chat model is read from its tokenizer's chat template, not from its path.
+    """
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    # The template has written its special tokens already.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+
+
+def cut_at(text: str, stop: list[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]

@@ -1,0 +1,1 @@
+"""Step 2: passages are encoded, indexed and searched; candidates of each question."""

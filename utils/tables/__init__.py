@@ -1,0 +1,1 @@
+"""Experiments as tables: commands, results, statistics, formats, and the report."""

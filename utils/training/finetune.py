@@ -1,0 +1,262 @@
+"""Fine-tune a reranker with FlagEmbedding; run_finetune.sh is the way in.
+
+    sh run_finetune.sh
+    sh run_finetune.sh --dataset nq --base_model BAAI/bge-reranker-base --nproc_per_node 4
+    sh run_finetune.sh --train_data my_lines.jsonl --output_dir checkpoints/mine --precision bf16
+    sh run_finetune.sh --nnodes 2 --node_rank 0 --master first-node:29500     (and on the second --node_rank 1)
+
+reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
+writes  --output_dir, a Hugging Face folder, once training has ended well; until then
+        OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
+
+The training file and the settings are checked before a model loads. The pair limit is
+--query_max_len + --passage_max_len: FlagEmbedding accepts --max_len and ignores it. Several nodes share
+the folders, by which all go on from the same checkpoint; the node of rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
+from utils.devices import cpu_has_bf16, local_model, longest_input, pretrained, select_devices, torch_device
+from utils.store.files import lock_path, locked, parse_row, read_jsonl, require_space, size_of, sync_folder
+from utils.store.manifest import Phase
+from utils.store.rows import TrainingGroup
+
+MODULE = "utils.training.train_reranker"
+COMPLETE = "complete"  # a checkpoint folder has this file when it is whole
+MADE_WITH = ".made_with"  # an unfinished folder's file that tells what it is made with; no fingerprint counts it
+TRAINED = ".trained"  # its mark that training has ended well
+PARENT = "TRAINING_PID"  # environment variable: the process that training must not outlive
+# Passed on under FlagEmbedding's and transformers' own names.
+PASSED_ON = (
+    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "train_group_size", "query_max_len", "passage_max_len", "weight_decay", "warmup_steps", "lr_scheduler_type",
+    "max_grad_norm", "logging_steps", "dataloader_num_workers", "seed",
+)  # fmt: skip
+TRAINING_SETTINGS = (*PASSED_ON, "precision", "nproc_per_node")
+
+
+def main() -> int:
+    """Check, train, and put the model in its place; returns the exit code."""
+    args = phase_arguments(__doc__, ["finetune"])
+    select_devices(args)
+    starter = launcher(args)
+    train_data = Path(args.train_data or training_lines_path(args))
+    output = checkpoint_path(args)
+    settings = settings_of(args, *TRAINING_SETTINGS)
+    if args.nnodes > 1:  # unmentioned otherwise: the manifests of older models do not have it
+        settings["nnodes"] = args.nnodes
+    phase = Phase(output, [train_data, args.base_model], settings, folder=True)
+    if phase.manifest.exists() and not args.node_rank:
+        remove_marks(output)
+    if phase.is_done(args.overwrite):
+        return 0
+    if _made_with(output) != phase.key and _is_foreign(output, phase.manifest):
+        raise UsageError(f"{output} is not empty and was not made by this script; choose another --output_dir")
+    groups = check_training_file(train_data, args)
+    base_model = local_model(args.base_model)
+    check_pair_length(base_model, args)
+
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
+        command = [*starter, *training_command(args, base_model, train_data, unfinished)]
+        return train(command, Path(base_model), unfinished)
+    with locked(lock_path(unfinished)):
+        if _made_with(output) != phase.key:
+            prepare(unfinished, phase.key)
+            if not (unfinished / TRAINED).exists():
+                command = [*starter, *training_command(args, base_model, train_data, unfinished)]
+                if train(command, Path(base_model), unfinished):
+                    return 1
+                (unfinished / TRAINED).touch()
+            put_in_place(unfinished, output, phase.manifest)
+        phase.finish(groups)
+        remove_marks(output)
+    return 0
+
+
+def space_needed(model: Path) -> int:
+    """Bytes of two checkpoints and a third being written, each the weights and twice that of Adam's, and the result."""
+    return 10 * (size_of(model.glob("*.safetensors")) or size_of(model.glob("*.bin")))
+
+
+def train(command: list[str], base_model: Path, unfinished: Path) -> int:
+    """Run the training; returns its exit code.
+
+    Raises:
+        UsageError: too small a disk, before the training or after it has failed: torch, safetensors and FlagEmbedding
+            tell a full disk in many ways, none of them plain.
+    """
+    require_training_space(base_model, unfinished)
+    print(" ".join(command), flush=True)
+    code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
+    if code:
+        print(
+            f"error: training ended with exit code {code}; the same command goes on from the last checkpoint in "
+            f"{unfinished}",
+            file=sys.stderr,
+        )
+        require_training_space(base_model, unfinished)
+    return code
+
+
+def require_training_space(base_model: Path, unfinished: Path) -> None:
+    """Refuse a training whose files, beyond those that it has already, will not fit on the disk."""
+    missing = space_needed(base_model) - size_of(unfinished.rglob("*"))
+    require_space(unfinished, missing, "what is still to come of the fine-tuned model and its checkpoints")
+
+
+def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
+    """Give a trained model its name; its marks stay until then, so that no kill costs the training.
+
+    The manifest of an earlier model goes with that model: beside the new one it would pass for its own.
+    """
+    for checkpoint in unfinished.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for path in unfinished.iterdir():
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(output, ignore_errors=True)
+    manifest.unlink(missing_ok=True)
+    os.replace(unfinished, output)
+    sync_folder(output.parent)
+
+
+def remove_marks(output: Path) -> None:
+    """A folder with a manifest needs none."""
+    for mark in (TRAINED, MADE_WITH):
+        (output / mark).unlink(missing_ok=True)
+
+
+def _made_with(folder: Path) -> str | None:
+    """What an unfinished folder is made with; None for a finished one, or one that is not there."""
+    mark = folder / MADE_WITH
+    return mark.read_text() if mark.exists() else None
+
+
+def _is_foreign(output: Path, manifest: Path) -> bool:
+    return output.exists() and any(output.iterdir()) and not manifest.exists()
+
+
+def prepare(unfinished: Path, key: str) -> None:
+    """Keep what an earlier call with the same inputs and settings left; remove what another left."""
+    if _made_with(unfinished) == key:
+        if checkpoint := checkpoint_to_resume(unfinished):
+            print(f"going on from {checkpoint}")
+        return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    (unfinished / MADE_WITH).write_text(key)
+
+
+def checkpoint_to_resume(folder: Path) -> str | None:
+    """The last whole checkpoint of an unfinished training; a kill while one is written leaves it without its mark."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def check_training_file(path: Path, args: argparse.Namespace) -> int:
+    """Read every line before a model loads; returns the number of groups.
+
+    Raises:
+        UsageError: missing file, malformed line, a line without positives or negatives, or fewer
+            lines than one batch over all processes.
+    """
+    made_by = "python score_cache_to_dataset.py --dataset NAME"
+    if path.suffix not in (".json", ".jsonl"):
+        raise UsageError(f"{path}: FlagEmbedding reads training files whose name ends in .jsonl or .json, no others")
+    groups, repeated = 0, 0
+    for number, raw in read_jsonl(path, made_by):
+        group = parse_row(raw, TrainingGroup, f"{path}:{number}")
+        for field, texts in (("pos", group.pos), ("neg", group.neg)):
+            if not texts:
+                raise UsageError(
+                    f"{path}:{number}: field '{field}' is an empty list; FlagEmbedding cannot draw from it"
+                )
+        repeated += len(group.neg) < args.train_group_size - 1
+        groups += 1
+    batch = args.per_device_train_batch_size * args.nproc_per_node * args.nnodes
+    if groups < batch:
+        raise UsageError(
+            f"{path} has {groups} lines, fewer than one batch of {batch}; make more, or lower "
+            "--per_device_train_batch_size, --nproc_per_node or --nnodes"
+        )
+    if repeated:
+        print(f"{repeated} of {groups} lines have fewer than {args.train_group_size - 1} negatives; some are repeated")
+    return groups
+
+
+def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
+    """Refuse a pair that the model has no positions for: it would fail, or read garbage, mid-training."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    trust = args.base_model in args.trust_remote_code
+    pair = args.query_max_len + args.passage_max_len
+    limit = longest_input(pretrained(AutoTokenizer, base_model, trust), pretrained(AutoConfig, base_model, trust))
+    if pair > limit:
+        raise UsageError(
+            f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len} = {pair} tokens, but "
+            f"{base_model} takes {limit}"
+        )
+
+
+def launcher(args: argparse.Namespace) -> list[str]:
+    """The words that start a module here, by torchrun if there are several processes or nodes.
+
+    Raises:
+        UsageError: several nodes without a place to meet, or a rank that none of them has.
+    """
+    if not 0 <= args.node_rank < args.nnodes:
+        raise UsageError(f"--node_rank {args.node_rank} must be below --nnodes {args.nnodes}; they count from 0")
+    host, _, port = (args.master or "").rpartition(":")
+    if args.nnodes > 1 and not (host and port.isdecimal()):
+        raise UsageError("--nnodes needs --master HOST:PORT, an address of the node of rank 0 that all nodes reach")
+    if args.nnodes * args.nproc_per_node == 1:
+        return [sys.executable, "-m"]
+    words = ["torch.distributed.run", "--nproc_per_node", str(args.nproc_per_node)]
+    if args.nnodes == 1:
+        words += ["--standalone"]
+    else:
+        words += ["--nnodes", str(args.nnodes), "--node_rank", str(args.node_rank)]
+        words += ["--master_addr", host, "--master_port", port]
+    return [sys.executable, "-m", *words, "-m"]
+
+
+def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
+    """The module and FlagEmbedding's flags for these settings."""
+    on_cpu = torch_device() == "cpu"
+    if args.precision not in ("fp16", "bf16", "fp32"):
+        raise UsageError(f"--precision {args.precision!r} is none of fp16, bf16, fp32")
+    precision = args.precision
+    if on_cpu and (precision == "fp16" or not cpu_has_bf16()):
+        precision = "fp32"
+    if precision != args.precision:
+        print(f"{args.precision} training is not for this processor; training in fp32")
+    settings = {key: str(value) for key, value in settings_of(args, *PASSED_ON).items()}
+    settings |= {
+        "model_name_or_path": base_model,
+        "train_data": str(train_data),
+        "trust_remote_code": str(args.base_model in args.trust_remote_code),
+        "output_dir": str(output),
+        "save_strategy": "steps",
+        "save_steps": str(args.checkpoint_steps),
+        "save_total_limit": "2",
+        "dataloader_drop_last": "True",
+        "report_to": "none",
+    }
+    if precision != "fp32":
+        settings[precision] = "True"
+    if on_cpu:
+        settings["use_cpu"] = "True"
+    return [MODULE, *(word for key, value in settings.items() for word in (f"--{key}", value))]
+
+
+if __name__ == "__main__":
+    run_main(main)
