@@ -3,7 +3,7 @@
     python build_index.py                                                  (e5-base-v2 over wiki18, on a GPU)
     python build_index.py --corpus_path=mine.jsonl --index_path=indexes/mine_Flat.index
 
-reads   --corpus_path, JSON lines {id, contents}, as a stream; also .gz, .zst, .bz2, and addresses (s3://, gs://, hdfs://)
+reads   --corpus_path, JSON lines {id, contents}, as a stream
 writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's line i
         INDEX_PATH.shards/ until then: encoded passages, --index_shard_size a file
 

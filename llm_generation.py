@@ -25,7 +25,6 @@ from collections import Counter
 
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
 
-BYTES_A_RATIONALE = 2048  # in the journal, and again in the output
 EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
 
 
@@ -38,7 +37,7 @@ def main() -> int:
     from utils.llm.pricing import Budget
     from utils.llm.rationales import RationaleRequests
     from utils.llm.types import Server
-    from utils.store.files import RowFile, require_space, write_lines
+    from utils.store.files import RowFile, write_lines
     from utils.store.journal import Journal
     from utils.store.manifest import Phase
     from utils.store.rows import Question, Rationale
@@ -61,8 +60,6 @@ def main() -> int:
         print(forecast(requests, answers, server, budget))
         return 0
     with Journal(answers) as journal:
-        missing = sum(item.key not in journal for item in requests)
-        require_space(folder, BYTES_A_RATIONALE * (missing + len(requests)), "rationales and their journal")
         outcome = ask_all(requests, server, journal, "rationales", budget=budget)
         pairs = functools.partial(zip, questions, requests, strict=True)
         failures = output.with_name("failures.jsonl")

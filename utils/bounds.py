@@ -17,7 +17,7 @@ BOUNDS: dict[str, tuple[float, float]] = (
             "index_max_length", "index_batch_size", "index_shard_size", "docs_topk", "scorer_max_length",
             "scorer_batch_size", "fusion_topk", "per_device_train_batch_size", "gradient_accumulation_steps",
             "query_max_len", "passage_max_len", "logging_steps", "checkpoint_steps", "nproc_per_node", "nnodes",
-            "ray_worker_cpus", "ray_index_rows", "num_shards",
+            "ray_worker_cpus", "ray_index_rows",
             "rerank_topk", "rerank_max_length", "rerank_batch_size", "generator_batch_size",
         ],
         (1, math.inf),
@@ -32,7 +32,7 @@ BOUNDS: dict[str, tuple[float, float]] = (
     | dict.fromkeys(["max_failures", "reason_weight"], (0, 1))
     | dict.fromkeys(["timeout", "batch_poll", "learning_rate", "num_train_epochs"], (SMALLEST, math.inf))
     | dict.fromkeys(["top_p", "gpu_memory_utilization"], (SMALLEST, 1))
-    | dict.fromkeys(["max_steps", "shard_index"], (-1, math.inf))
+    | {"max_steps": (-1, math.inf)}
     | {"train_group_size": (2, math.inf), "seed": (0, 2**32 - 1)}
 )  # fmt: skip
 # Of every template in the prompts section; rationale_system is sent as it is.

@@ -22,13 +22,12 @@ from utils.rag.metrics import letter_metrics, ranking_metrics, relevance, text_m
 from utils.rag.statistics import Interval, bootstrap
 from utils.rag.trec import write_qrels, write_run
 from utils.ray_engine import make_engine
-from utils.retrieval.candidates import RETRIEVAL_SETTINGS, ranking_size
-from utils.store.files import atomic, dump_line, read_rows, require_space, write_lines
+from utils.retrieval.candidates import RETRIEVAL_SETTINGS
+from utils.store.files import atomic, dump_line, read_rows, write_lines
 from utils.store.journal import Journal, resume
 from utils.store.manifest import Phase, digest, fingerprint
 from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Question
-from utils.store.share import Share
 
 if TYPE_CHECKING:
     from utils.llm.types import Prompt
@@ -101,12 +100,8 @@ class RagPipeline:
         def work(chunks: Iterable[list[Candidates]]) -> Iterator[tuple[int, Any]]:
             return run([(row, [texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)
 
-        share = Share.of(args)
-        with Journal(journal_path, made_with=phase.key, share=share) as journal:
-            size = ranking_size(len(candidates), len(journal), args.retrieval_topk)
-            require_space(self.stages, size, f"{output} and its journal")
-            resume(journal, share.pick(candidates, RERANK_CHUNK), lambda row: row.id, RERANK_CHUNK, work, "rerank")
-            share.end_unless_whole(output)
+        with Journal(journal_path, made_with=phase.key) as journal:
+            resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
             write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
             phase.finish(len(candidates))
             journal.delete()
@@ -183,7 +178,7 @@ class RagPipeline:
         from utils.rag.generators import make_generator
 
         generator = make_generator(self.args)
-        answers = generator.generate(self._prompts(generator, passages), Share.of(self.args))
+        answers = generator.generate(self._prompts(generator, passages))
         self.facts |= generator.facts
         return answers
 
@@ -206,8 +201,6 @@ class RagPipeline:
             store = PassageTexts(passages_path(retrieved))
             kept = [row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates)]
             texts = [[store[pid] for pid in ids] for ids in kept]
-            size = sum(len(text) for found in texts for text in found)
-            require_space(output, size, f"{output / 'intermediate_data.json'}")
             if self.args.answer_type == "text":
                 scores |= self._rank_quality(retrieved, ranked, store, output)
         answers: list[str] | None = None

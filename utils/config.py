@@ -45,10 +45,6 @@ class UsageError(Exception):
     """A mistake the user can mend; the message names the file, the field and the next step."""
 
 
-class ShareDone(Exception):  # noqa: N818  (no error)
-    """A process has done its share of a phase, and other processes the rest; the message says what is next."""
-
-
 def load_config(profile: str | None = None) -> Config:
     """Read the defaults and lay a profile over them.
 
@@ -218,9 +214,6 @@ def run_main(main: Any) -> None:
     """
     try:
         code = main()
-    except ShareDone as done:
-        print(done)
-        code = 0
     except UsageError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2

@@ -304,16 +304,3 @@ def test_a_dry_run_asks_nothing_and_tells_what_is_left(ask, llm_server, tmp_path
     assert "5,000 out (about, by 10 answers)" in more.stdout
     assert re.search(r"time: \d+\.\d minutes, 64 at once", more.stdout)
     assert sum(server.stats()["seen"].values()) == 10
-
-
-def test_space_is_looked_for_before_a_request_and_answers_that_are_there_need_none(ask, llm_server, tmp_path, disk):
-    server = llm_server()
-    disk(4096 * 20 - 1)
-    result = ask(server.base_url, rows=questions(20))
-    assert (result.returncode, "rationales and their journal will take about" in result.stderr) == (2, True)
-    assert server.stats()["seen"] == {}
-    disk(4096 * 20)
-    assert ask(server.base_url).returncode == 0
-    disk(2048 * 20)
-    assert ask(server.base_url, "--overwrite").returncode == 0
-    assert len(reasons(tmp_path)) == 20

@@ -226,27 +226,3 @@ def test_a_dry_run_tells_the_price_of_the_answers_and_asks_nothing(rag, tmp_path
     assert "asks no server" not in before.stderr
     local = rag("--dry_run", "--framework", "hf")
     assert (local.returncode, "the others ask no server" in local.stderr) == (2, True)
-
-
-def test_space_is_looked_for_before_each_stage(rag, tmp_path, tiny_reranker, disk):
-    reranker, stages = f"--rerank_model_path={tiny_reranker}", tmp_path / "output/stages"
-    disk(30 * 20 * 12 - 1)
-    result = rag(reranker)
-    assert (result.returncode, "retrieve_" in result.stderr) == (2, True)
-    disk(30 * 20 * 12)
-    assert rag(reranker, "--framework=none").returncode == 0
-    disk(1000)
-    result = rag(reranker)
-    assert (result.returncode, "intermediate_data.json will take about" in result.stderr) == (2, True), result.stderr
-    for path in stages.glob("rerank_*"):
-        path.unlink()
-    assert "rerank_" in rag(reranker).stderr
-    assert rag.server.stats()["seen"] == {}
-    disk(10**6)
-    assert rag(reranker).returncode == 0
-
-
-def test_candidates_that_are_kept_need_room_in_the_output_alone():
-    from utils.retrieval.candidates import ranking_size
-
-    assert ranking_size(100, 0, 50) == 2 * ranking_size(100, 100, 50) == 2 * 100 * 50 * 30

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import ROOT, SUBJECTS, write_jsonl
 
-from utils.config import UsageError, load_config
+from utils.config import load_config
 
 
 def groups(count, negatives=6):
@@ -213,15 +213,6 @@ def test_the_manifest_of_an_earlier_model_does_not_cover_the_next(tmp_path):
     assert not manifest.exists()
 
 
-def test_space_counts_either_kind_of_weights(tmp_path):
-    from utils.training.finetune import space_needed
-
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 50)
-    assert space_needed(tmp_path) == 500
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 30)
-    assert space_needed(tmp_path) == 300
-
-
 WORKER = """
 import os, subprocess, sys, time
 worker = "import os; from utils.training.train_reranker import end_with; end_with(int(os.environ['PARENT']))"
@@ -331,34 +322,14 @@ def test_few_negatives_are_told(finetune):
     assert "4 of 4 lines have fewer than 6 negatives; some are repeated" in result.stdout
 
 
-def test_space_for_a_training_is_looked_for_first_and_what_is_there_counts(tmp_path, disk, capfd):
-    from utils.training.finetune import train
-
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/model.safetensors").write_bytes(b"x" * 100)
-    unfinished = tmp_path / "new.unfinished"
-    (unfinished / "checkpoint-5").mkdir(parents=True)
-    (unfinished / "checkpoint-5/model.safetensors").write_bytes(b"x" * 300)
-    disk(699)
-    with pytest.raises(UsageError, match="what is still to come of the fine-tuned model"):
-        train(["false"], tmp_path / "base", unfinished)
-    assert capfd.readouterr().out == ""
-    disk(700)
-    assert train(["true"], tmp_path / "base", unfinished) == 0
-    assert train(["false"], tmp_path / "base", unfinished) == 1
-
-
 def test_a_training_that_filled_the_disk_ends_with_a_plain_word(tmp_path, disk, monkeypatch, capsys):
     from utils.training import finetune
-
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    disk(1000)
 
     def fill(command, **_):
         disk(7)
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(finetune.subprocess, "run", fill)
-    with pytest.raises(UsageError, match=r"will take about .* GB, but .* has 0\.00 GB left"):
-        finetune.train(["python"], tmp_path, tmp_path / "new.unfinished")
-    assert "training ended with exit code 1; the same command goes on" in capsys.readouterr().err
+    assert finetune.train(["python"], tmp_path / "new.unfinished") == 1
+    said = capsys.readouterr().err
+    assert "training ended with exit code 1 (0.0 GB free on the disk); the same command goes on" in said

@@ -17,7 +17,6 @@ def args(tiny_encoder):
         trust_remote_code=[],
         scorer="encoder", model_path=str(tiny_encoder), scorer_max_length=64, scorer_batch_size=4,
         scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False, engine="local",
-        num_shards=1, shard_index=-1,
     )  # fmt: skip
 
 
@@ -192,7 +191,7 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
     """The first removes its folder after the second has looked at the output, and before that has the lock."""
     import shutil
 
-    from utils.store import share
+    from utils.training import rationale_scores
 
     (inputs.folder / "embeddings").mkdir()
 
@@ -200,22 +199,7 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
         shutil.rmtree(inputs.folder / "embeddings")
         return locked(path)
 
-    monkeypatch.setattr(share, "locked", after_the_other)
-    assert len(score(inputs, args)) == 12
-
-
-def test_space_for_the_embeddings_is_looked_for_first_and_what_is_there_counts(inputs, args, disk, monkeypatch):
-    from utils.retrieval.encoder import TextEncoder
-
-    used = {pid for doc in inputs.docs for pid in doc["passage_ids"]}
-    needed = 2 * 4 * 32 * (len(used) + 12)  # the files, and the rows of all of them in order
-    disk(needed - 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("it began"))
-        with pytest.raises(UsageError, match="embeddings in .* will take about"):
-            score(inputs, args)
-    (inputs.folder / "embeddings/passages").mkdir(parents=True)
-    (inputs.folder / "embeddings/passages/00000.npy").write_bytes(b"x")
+    monkeypatch.setattr(rationale_scores, "locked", after_the_other)
     assert len(score(inputs, args)) == 12
 
 

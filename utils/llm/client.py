@@ -13,7 +13,6 @@ from utils.llm.spending import Spending
 from utils.llm.types import Outcome, Request, Server, SizedIterable
 from utils.llm.window import Window
 from utils.store.journal import Journal
-from utils.store.places import Places
 
 
 def ask_all(
@@ -63,9 +62,9 @@ def ask_all(
 ASK, LEAVE = 1, 0  # a request without an answer that was not given out yet, and any other
 
 
-def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, spending: Spending) -> Places:
+def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, spending: Spending) -> dict[str, int]:
     """By key what is to be done with each request; answers that are there already are counted."""
-    wanted = Places()
+    wanted: dict[str, int] = {}
     for item in requests:
         if item.key in wanted:
             continue
@@ -77,7 +76,7 @@ def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, sp
     return wanted
 
 
-def _each_once(requests: Iterable[Request], wanted: Places) -> Iterator[Request]:
+def _each_once(requests: Iterable[Request], wanted: dict[str, int]) -> Iterator[Request]:
     for item in requests:
         if wanted.get(item.key) == ASK:
             wanted[item.key] = LEAVE

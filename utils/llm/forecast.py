@@ -13,7 +13,6 @@ from utils.llm.pricing import BATCH_DISCOUNT, Budget
 from utils.llm.types import CHARACTERS_PER_TOKEN, Request, Server, SizedIterable
 from utils.store.files import dump_line
 from utils.store.journal import Records
-from utils.store.places import Places
 
 
 @dataclass
@@ -52,13 +51,13 @@ def forecast(requests: SizedIterable[Request], journal: Path, server: Server, bu
     """
     done, todo = _Sums(), _Sums()
     most_tokens, waiting = [0.0, 0.0], open_keys(journal)
-    seen = Places()
+    seen = set[str]()
     with contextlib.ExitStack() as stack:
         known = stack.enter_context(Records(journal)) if journal.exists() else {}
         for item in requests:
             if item.key in seen:
                 continue
-            seen[item.key] = 1
+            seen.add(item.key)
             if item.key in known:
                 done.add(item, known[item.key])
             elif item.key not in waiting:

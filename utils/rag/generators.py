@@ -14,7 +14,6 @@ from utils.llm.types import Prompt, Request, Server, request
 from utils.rag.control_tokens import defused
 from utils.store.files import file_name
 from utils.store.journal import Journal
-from utils.store.share import WHOLE, Share
 
 # Tokens are rarely shorter than three characters; used where the server's tokenizer is not at hand.
 CHARACTERS_PER_TOKEN = 3
@@ -33,8 +32,8 @@ class Generator(Protocol):
     def defuse(self, text: str) -> str:
         """A passage or question whose control tokens, if it holds any, are read as words."""
 
-    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
-        """One greedy answer a prompt, in order; ends the command if the share is not all of them."""
+    def generate(self, prompts: list[Prompt]) -> list[str]:
+        """One greedy answer per prompt, in order."""
 
 
 class OpenAIGenerator:
@@ -62,14 +61,14 @@ class OpenAIGenerator:
         """Without the control tokens of the commonest chat templates: the server's own are not known."""
         return defused(text)
 
-    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
+    def generate(self, prompts: list[Prompt]) -> list[str]:
         """One answer a prompt, an empty one where a request failed for good; see `Generator`.
 
         Raises:
             UsageError: more of them failed than ``max_failures`` allows; the answers so far are kept.
         """
-        requests, budget = share.pick(self._requests(prompts)), self._budget()
-        with Journal(self._journal, share=share) as journal:
+        requests, budget = self._requests(prompts), self._budget()
+        with Journal(self._journal) as journal:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=budget)
             answers = [journal[item.key]["text"].strip() if item.key in journal else "" for item in requests]
         if outcome.unasked:
@@ -77,7 +76,6 @@ class OpenAIGenerator:
                 f"{outcome.unasked} requests were not sent: {outcome.stopped}; the answers so far are kept, and the "
                 "same command goes on (--max_cost raises the limit)"
             )
-        share.end_unless_whole(self.name)
         failed = sum(item.key in outcome.failures for item in requests)
         if failed > self._args.max_failures * len(requests):
             reasons = sorted(set(outcome.failures.values()))

@@ -17,7 +17,6 @@ from utils.ray_engine import one_by_one
 from utils.store.files import file_name
 from utils.store.journal import Journal, resume
 from utils.store.manifest import digest, fingerprint
-from utils.store.share import WHOLE, Share
 
 
 class LocalGenerator(ABC):
@@ -48,21 +47,20 @@ class LocalGenerator(ABC):
         """Without the commonest control tokens and the tokenizer's own."""
         return without_control(self.tokenizer, defused(text))
 
-    def generate(self, prompts: list[Prompt], share: Share = WHOLE) -> list[str]:
+    def generate(self, prompts: list[Prompt]) -> list[str]:
         """One greedy answer a prompt; those that an earlier run left are not generated again."""
         keys = [digest([self._made_with, prompt]) for prompt in prompts]
         # Prompts of like length meet in a batch, and what is too long for the memory is found at the start.
         todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -_characters(item[1]))
-        with Journal(self._journal, share=share) as journal:
+        with Journal(self._journal) as journal:
             resume(
                 journal,
-                share.pick(todo, self.chunk),
+                todo,
                 lambda item: item[0],
                 self.chunk,
                 one_by_one(self._records),
                 "generate",
             )
-            share.end_unless_whole(self.name)
             return [journal[key]["text"] for key in keys]
 
     def _records(self, part: list[tuple[str, Prompt]]) -> list[dict[str, Any]]:
@@ -84,10 +82,7 @@ class HFGenerator(LocalGenerator):
         super().__init__(args)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        from utils.rag.cpu_attention import quicken
-
         self.model: Any = self._load(args).eval()
-        quicken(self.model)
         self._max_tokens, self._stop = args.max_tokens, args.stop
         self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size

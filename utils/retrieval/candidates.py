@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
 from utils.ray_engine import Here, make_engine, one_by_one
-from utils.retrieval.corpus_file import is_stream
-from utils.store.files import require_space, write_lines
+from utils.store.files import write_lines
 from utils.store.journal import Journal, in_chunks, resume
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.store.passages import passages_path
 from utils.store.rows import Candidates, Question
-from utils.store.share import Share
 
 if TYPE_CHECKING:
     from utils.retrieval.retrievers import FlatRetriever
 
 LARGE_INDEX = 8 << 30  # bytes
 QUESTIONS_A_PASS = 4096  # as many as faiss compares with one reading of the vectors
-BYTES_A_PASSAGE = 30  # of a question, in the journal and again in the output: id or row, and score
 RETRIEVAL_SETTINGS = (
     "retrieval_method",
     "retrieval_query_max_length",
@@ -67,12 +64,8 @@ def retrieve(
         found = retriever.search_rows([row.question for row in chunk], topk)
         return [{"rows": rows, "scores": scores} for rows, scores in found]
 
-    share = Share.of(args)
-    with Journal(journal_path, made_with=phase.key, share=share) as journal:
-        require_space(output.parent, ranking_size(len(questions), len(journal), topk), f"{output} and its journal")
-        mine, chunk = share.pick(questions, args.retrieval_batch_size), questions_a_pass(args)
-        resume(journal, mine, lambda row: row.id, chunk, one_by_one(work), "retrieve")
-        share.end_unless_whole(output)
+    with Journal(journal_path, made_with=phase.key) as journal:
+        resume(journal, questions, lambda row: row.id, questions_a_pass(args), one_by_one(work), "retrieve")
         rows = {row for question in questions for row in journal[question.id]["rows"]}
         ids = write_passages(retriever, sorted(rows), output)
         write_lines(output, (_candidates(question, journal[question.id], ids) for question in questions))
@@ -99,11 +92,6 @@ def open_retriever(args: argparse.Namespace, topk: int, queries: int) -> FlatRet
     retriever = FlatRetriever(argparse.Namespace(**settings), topk, queries)
     retriever.index = ClusterIndex(args.index_path, engine, args.ray_index_rows, args.faiss_gpu)
     return retriever
-
-
-def ranking_size(questions: int, done: int, topk: int) -> int:
-    """Bytes that a ranking still takes, in the journal for what is not done, and in the output."""
-    return BYTES_A_PASSAGE * topk * (max(0, questions - done) + questions)
 
 
 def questions_a_pass(args: argparse.Namespace) -> int:
@@ -139,11 +127,6 @@ def write_passages(retriever: FlatRetriever, rows: list[int], output: Path) -> d
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
     """Refuse missing files, folders in their place, and an e5 or bge encoder whose queries would get no prefix."""
-    if is_stream(args.corpus_path):
-        raise UsageError(
-            f"--corpus_path {args.corpus_path}: build_index.py reads it, but texts are looked up in an uncompressed "
-            "copy on this machine; give its path"
-        )
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         if not os.path.isfile(path):
             fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
@@ -165,9 +148,7 @@ def check_index_origin(args: argparse.Namespace) -> None:
     made = read_manifest(path)
     if UNFINISHED in made:
         return  # told by the phase that reads it
-    inputs = {"--retriever_path": args.retriever_path}
-    if not any(map(is_stream, made["inputs"])):  # of which the corpus here is a copy
-        inputs["--corpus_path"] = args.corpus_path
+    inputs = {"--retriever_path": args.retriever_path, "--corpus_path": args.corpus_path}
     for flag, value in inputs.items():
         if fingerprint(value) not in made["inputs"].values():
             raise UsageError(f"{args.index_path} was not made with {flag} {value}, but by: {made['command']}")

@@ -1,4 +1,4 @@
-"""Embeddings in files, each written whole: a kill costs the file in work, and several processes can share them."""
+"""Embeddings in files, each written whole: a kill costs the file in work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.config import UsageError
 from utils.ray_engine import Run
 from utils.store.files import atomic
-from utils.store.share import Share
 
 MADE_WITH = "made_with"
 
@@ -62,19 +60,13 @@ def encode_files(files: Sequence[EmbeddingFile], run: Run, desc: str, unit: str)
                 del found[file.path]
 
 
-def prepare_folder(folder: Path, made_with: str, share: Share) -> None:
-    """Keep the files that an earlier call with the same inputs and settings left, remove another's.
-
-    Raises:
-        UsageError: another's files, which a share must not remove: the others may have begun.
-    """
+def prepare_folder(folder: Path, made_with: str) -> None:
+    """Keep the files that an earlier call with the same inputs and settings left, remove another's."""
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MADE_WITH
     if mark.exists() and mark.read_text() == made_with:
         return
     if any(folder.glob("*.npy")):
-        if not share.whole:
-            raise UsageError(f"{folder} holds files made of other inputs or settings; remove it")
         shutil.rmtree(folder)
         folder.mkdir()
     with atomic(mark) as handle:

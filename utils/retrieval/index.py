@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from utils.config import UsageError, without_secrets
 from utils.devices import model_dimension
 from utils.ray_engine import make_engine
-from utils.retrieval.corpus_file import CorpusFile
 from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.retrieval.encoder import TextEncoder
-from utils.store.files import atomic, parse_lines, parse_row, remove_torn, require_space
+from utils.store.files import atomic, lock_path, locked, parse_lines, parse_row, remove_torn, require_space
 from utils.store.manifest import Phase
 from utils.store.rows import Passage
-from utils.store.share import Share
 
 INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length", "index_use_fp16")
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
@@ -36,7 +34,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
     """Encode ``corpus`` and write ``output``, going on from the shards that an earlier call left.
 
     Args:
-        corpus: JSON lines of `utils.store.rows.Passage`, as `CorpusFile` finds them.
+        corpus: JSON lines of `utils.store.rows.Passage`.
         output: the index file; its manifest tells with which encoder it must be searched.
         args: the ``retrieval`` and ``index`` sections' settings.
 
@@ -45,7 +43,9 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
     """
     if args.index_storage not in STORAGE:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
-    file = CorpusFile(corpus)
+    if not Path(corpus).is_file():
+        fault = "is a folder, not a file" if Path(corpus).is_dir() else "is missing"
+        raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
     if args.index_storage != "fp32":  # unmentioned otherwise: the manifests of older indexes do not have it
         settings["index_storage"] = args.index_storage
@@ -53,12 +53,12 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    share = Share.of(args)
-    with share.lock(folder):
+    with locked(lock_path(folder)):
         remove_torn(output)
-        blocks = corpus_blocks(file.lines(), args.index_shard_size)
+        with open(corpus, "rb") as lines:
+            blocks = corpus_blocks(lines, args.index_shard_size)
         size = sum(block.passages for block in blocks)
-        prepare_folder(folder, f"{phase.key} {args.index_shard_size}", share)
+        prepare_folder(folder, f"{phase.key} {args.index_shard_size}")
         files = [
             EmbeddingFile(folder / f"{number:05d}.npy", [(block.passages, block) for block in part])
             for number, part in groupby(blocks, lambda block: block.shard)
@@ -68,8 +68,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
         left = sum(file.rows for file in files if not file.path.exists())
         require_space(folder, width * (size + left), f"{output} and its shards")
         run = make_engine(args).start(functools.partial(PassageWork, corpus, without_secrets(args), size))
-        encode_files(share.pick(files), run, "encode", "passage")
-        share.end_unless_whole(output)
+        encode_files(files, run, "encode", "passage")
         rows = join_shards([file.path for file in files], dimension, output, args.index_storage)
         phase.finish(rows, facts={"dimension": dimension})
         shutil.rmtree(folder)
@@ -135,7 +134,7 @@ class PassageWork:
     """
 
     def __init__(self, corpus: str, args: argparse.Namespace, texts: int) -> None:
-        self._name, self._corpus = corpus, CorpusFile(corpus)
+        self._corpus = corpus
         self._batch_size, self._dtype = args.index_batch_size, STORAGE[args.index_storage]
         self._encoder = TextEncoder(
             args.retriever_path,
@@ -149,10 +148,12 @@ class PassageWork:
 
     def __call__(self, block: Block) -> NDArray[Any]:
         """The block's vectors, as they are stored."""
-        lines = io.BytesIO(self._corpus.read(block.start, block.size))
+        with open(self._corpus, "rb") as file:
+            file.seek(block.start)
+            lines = io.BytesIO(file.read(block.size))
         texts = [
-            parse_row(raw, Passage, f"{self._name}:{number}").contents
-            for number, _, _, raw in parse_lines(lines, self._name, first=block.line)
+            parse_row(raw, Passage, f"{self._corpus}:{number}").contents
+            for number, _, _, raw in parse_lines(lines, self._corpus, first=block.line)
         ]
         return self._encoder.encode(texts, self._batch_size).astype(self._dtype)
 

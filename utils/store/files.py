@@ -19,7 +19,6 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from utils.config import UsageError, printable
-from utils.store.places import Places
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -171,7 +170,7 @@ def iter_rows(
         UsageError: as `read_jsonl`, and for a wrong field (``path:line: field``), a repeated
             ``unique`` field, or a file without rows.
     """
-    seen = Places()
+    seen: dict[str, int] = {}
 
     def bad(kind: str, error: UsageError) -> None:
         if dropped is None:
@@ -291,15 +290,14 @@ def require_space(folder: Path, size: float, what: str) -> None:
     Raises:
         UsageError: there is less space than that.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_space(folder)
     if free < size:
-        raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB left")
+        raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB left")
 
 
-def size_of(paths: Iterable[Path]) -> int:
-    """Bytes of the files among these paths."""
-    return sum(path.stat().st_size for path in paths if path.is_file())
+def free_space(folder: Path) -> int:
+    """Return the free bytes of the disk on which a folder lies, or will lie."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def reserve(path: Path) -> None:

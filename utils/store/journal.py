@@ -15,8 +15,6 @@ from utils.config import UsageError
 from utils.ray_engine import Run
 from utils.store.files import dump_line, locked
 from utils.store.manifest import digest
-from utils.store.places import Places
-from utils.store.share import WHOLE, Share, others
 
 MORE = "more"  # of a record with which others follow that were made together
 
@@ -83,36 +81,19 @@ class Journal(Records):
         path: the file; made with its folder if missing.
         made_with: as for `Records`; a file made with other settings is begun anew.
         sync_every: seconds between fsyncs, the most a power cut can lose.
-        share: of the work; each has its own file, and the whole takes over what is in them.
 
     Raises:
         UsageError: another run has the journal open (the kernel ends its claim with its process), or the file is
             no journal.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        made_with: Any = None,
-        sync_every: float = 1.0,
-        share: Share = WHOLE,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
         self._sync_every, self._synced = sync_every, time.monotonic()
-        self._file = locked(share.beside(Path(path)))
-        super().__init__(share.beside(Path(path)), made_with)
+        self._file = locked(Path(path))
+        super().__init__(path, made_with)
         self._file.truncate(self._size)
         if self._size == 0:
             self._write({"made_with": digest(made_with)})
-        for other in others(self.path) if share.whole else ():
-            self._absorb(other, made_with)
-
-    def _absorb(self, other: Path, made_with: Any) -> None:
-        with locked(other), Records(other, made_with) as part:  # nobody writes it any more
-            for key in part:
-                if key not in self:
-                    self.append(key, part[key])
-            self.sync()
-            other.unlink()
 
     def append(self, key: str, record: dict[str, Any]) -> None:
         """Keep one finished record."""
@@ -158,9 +139,9 @@ class Journal(Records):
         self.close()
 
 
-def _places(path: Path, made_with: Any) -> tuple[Places, int]:
+def _places(path: Path, made_with: Any) -> tuple[dict[str, int], int]:
     """Offsets of the whole records and groups by key, and the offset up to which they reach (0: begin anew)."""
-    places, group = Places(), dict[str, int]()
+    places, group = dict[str, int](), dict[str, int]()
     size, whole, damaged = 0, 0, 0
     with open(path, "rb") as handle:
         for line in handle:
@@ -171,7 +152,7 @@ def _places(path: Path, made_with: Any) -> tuple[Places, int]:
                 if made_with is None:
                     raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
                 print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
-                return Places(), 0
+                return {}, 0
             key = row.get("key")
             if isinstance(key, str):
                 group[key] = size
@@ -179,8 +160,7 @@ def _places(path: Path, made_with: Any) -> tuple[Places, int]:
                 damaged += 1
             size += len(line)
             if MORE not in row:
-                for key, place in group.items():
-                    places[key] = place
+                places |= group
                 group, whole = {}, size
     if damaged:
         print(f"{path}: {damaged} damaged lines passed over", file=sys.stderr)

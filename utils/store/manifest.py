@@ -17,7 +17,6 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from utils.config import SECRETS, UsageError
-from utils.retrieval.corpus_file import is_remote
 from utils.store.files import atomic, lock_path, locked
 from utils.store.provenance import command_line, commit, machine, versions
 
@@ -31,18 +30,11 @@ def digest(value: Any) -> str:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """A hash of a file or folder, or the name itself if neither exists (a hub id, an address).
+    """A hash of a file or folder, or the name itself if neither exists (a hub id).
 
     Files up to 1 GiB are hashed whole; larger ones by size and 64 blocks of 1 MiB spread evenly,
-    because reading a 65 GB index takes minutes. Folders hash their files' names and contents; of an address the size
-    and the time of its last change stand for the contents.
+    because reading a 65 GB index takes minutes. Folders hash their files' names and contents.
     """
-    if is_remote(str(path)):
-        from pyarrow import fs
-
-        system, place = fs.FileSystem.from_uri(str(path))
-        found = system.get_file_info(place)
-        return digest([str(path), found.size, found.mtime_ns])
     path = Path(path)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import cpu_has_bf16, local_model, longest_input, pretrained, select_devices, torch_device
-from utils.store.files import lock_path, locked, parse_row, read_jsonl, require_space, size_of, sync_folder
+from utils.store.files import free_space, lock_path, locked, parse_row, read_jsonl, sync_folder
 from utils.store.manifest import Phase
 from utils.store.rows import TrainingGroup
 
@@ -67,13 +67,13 @@ def main() -> int:
     unfinished = output.with_name(f"{output.name}.unfinished")
     if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
         command = [*starter, *training_command(args, base_model, train_data, unfinished)]
-        return train(command, Path(base_model), unfinished)
+        return train(command, unfinished)
     with locked(lock_path(unfinished)):
         if _made_with(output) != phase.key:
             prepare(unfinished, phase.key)
             if not (unfinished / TRAINED).exists():
                 command = [*starter, *training_command(args, base_model, train_data, unfinished)]
-                if train(command, Path(base_model), unfinished):
+                if train(command, unfinished):
                     return 1
                 (unfinished / TRAINED).touch()
             put_in_place(unfinished, output, phase.manifest)
@@ -82,35 +82,19 @@ def main() -> int:
     return 0
 
 
-def space_needed(model: Path) -> int:
-    """Bytes of two checkpoints and a third being written, each the weights and twice that of Adam's, and the result."""
-    return 10 * (size_of(model.glob("*.safetensors")) or size_of(model.glob("*.bin")))
-
-
-def train(command: list[str], base_model: Path, unfinished: Path) -> int:
-    """Run the training; returns its exit code.
-
-    Raises:
-        UsageError: too small a disk, before the training or after it has failed: torch, safetensors and FlagEmbedding
-            tell a full disk in many ways, none of them plain.
-    """
-    require_training_space(base_model, unfinished)
+def train(command: list[str], unfinished: Path) -> int:
+    """Run the training and return its exit code."""
     print(" ".join(command), flush=True)
     code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
     if code:
+        # torch and safetensors report a full disk in many ways, none of them plain.
+        free = f"{free_space(unfinished) / 1e9:.1f} GB free on the disk"
         print(
-            f"error: training ended with exit code {code}; the same command goes on from the last checkpoint in "
-            f"{unfinished}",
+            f"error: training ended with exit code {code} ({free}); the same command goes on from the last checkpoint "
+            f"in {unfinished}",
             file=sys.stderr,
         )
-        require_training_space(base_model, unfinished)
     return code
-
-
-def require_training_space(base_model: Path, unfinished: Path) -> None:
-    """Refuse a training whose files, beyond those that it has already, will not fit on the disk."""
-    missing = space_needed(base_model) - size_of(unfinished.rglob("*"))
-    require_space(unfinished, missing, "what is still to come of the fine-tuned model and its checkpoints")
 
 
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:

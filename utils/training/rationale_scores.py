@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import UsageError, without_secrets
-from utils.devices import model_dimension
 from utils.llm.rationales import scored_text
 from utils.ray_engine import Run, make_engine
 from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.retrieval.encoder import Embeddings, length_order, make_scorer
-from utils.store.files import read_rows, require_space, reserve, size_of, write_lines
+from utils.store.files import lock_path, locked, read_rows, reserve, write_lines
 from utils.store.journal import in_chunks
 from utils.store.manifest import Phase
 from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored
-from utils.store.share import Share
 from utils.training.fusion import descending
 
 SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
@@ -50,18 +48,13 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     candidates = [row for row in everyone if row.id in reasons]
     texts = PassageTexts(passages_path(docs))
     used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
-    share = Share.of(args)
-    with share.lock(scratch):
+    with locked(lock_path(scratch)):
         rows = len(used) + len(candidates)
-        # The files, and the rows of all of them in order; what an earlier call left is gone on with or overwritten.
-        size = 2 * 4 * model_dimension(args.model_path) * rows
-        require_space(output.parent, size - size_of(scratch.rglob("*")), f"embeddings in {scratch}")
         run = make_engine(args).start(functools.partial(EncodeWork, without_secrets(args), rows))
         chunk = args.scorer_batch_size * ENCODE_AT_ONCE
-        encode = functools.partial(_encode, run=run, chunk_size=chunk, made_with=f"{phase.key} {chunk}", share=share)
+        encode = functools.partial(_encode, run=run, chunk_size=chunk, made_with=f"{phase.key} {chunk}")
         passages = encode([texts[pid] for pid in used], folder=scratch / "passages")
         queries = encode([scored_text(reasons[row.id]) for row in candidates], folder=scratch / "rationales")
-        share.end_unless_whole(output)
         by_id = {pid: i for i, pid in enumerate(used)}
         count = write_lines(output, _scored(candidates, queries(), passages(), by_id))
         missing = len(everyone) - len(candidates)
@@ -128,9 +121,7 @@ class EncodeWork:
         return self._encoder.encode(texts, self._batch_size)
 
 
-def _encode(
-    texts: list[str], folder: Path, run: Run, chunk_size: int, made_with: str, share: Share
-) -> Callable[[], Embeddings]:
+def _encode(texts: list[str], folder: Path, run: Run, chunk_size: int, made_with: str) -> Callable[[], Embeddings]:
     """Encode into files that a later run with the same inputs goes on with.
 
     Args:
@@ -139,18 +130,17 @@ def _encode(
         run: maps chunks of texts to their rows.
         chunk_size: texts a chunk, each of which is a file.
         made_with: identifies inputs and settings; files of others are begun anew.
-        share: what of the files this process makes.
 
     Returns:
         A function that gives the rows of all files in the order of ``texts``, mapped from the disk.
     """
-    prepare_folder(folder, made_with, share)
+    prepare_folder(folder, made_with)
     chunks = list(in_chunks(length_order(texts), chunk_size))
     files = [
         EmbeddingFile(folder / f"{number:05d}.npy", [(len(chunk), [texts[i] for i in chunk])])
         for number, chunk in enumerate(chunks)
     ]
-    encode_files(share.pick(files), run, f"encode {folder.name}", "text")
+    encode_files(files, run, f"encode {folder.name}", "text")
     return lambda: _gathered([file.path for file in files], chunks, folder.with_suffix(".npy"))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.store.files import parse_row, require_space, write_lines
+from utils.store.files import parse_row, write_lines
 from utils.store.lookup import LineIndex
 from utils.store.manifest import Phase
 from utils.store.passages import PassageTexts
@@ -59,7 +59,7 @@ def publish(cache: Path, passages: Path, overwrite: bool) -> None:
         overwrite: make the file again even if it is finished.
 
     Raises:
-        UsageError: the cache has the published format already, an id without a text, or too small a disk.
+        UsageError: the cache has the published format already or an id without a text.
     """
     output = cache.with_suffix(".published.jsonl")
     phase = Phase(output, [cache, passages], {})
@@ -68,9 +68,6 @@ def publish(cache: Path, passages: Path, overwrite: bool) -> None:
     rows, texts = open_cache(cache), PassageTexts(passages)
     if is_published(rows):
         raise UsageError(f"{cache} has the published format already")
-    _, first = rows[next(iter(rows))]
-    size = len(rows) * len(first["passage_ids"]) * passages.stat().st_size / len(texts)
-    require_space(output.parent, size, str(output))
     phase.finish(write_lines(output, (_as_published(*rows[key], texts) for key in rows)))
 
 
