@@ -103,7 +103,7 @@ def training_groups(
         for passage in ranking.passages:
             if len(kept) == topk:
                 break
-            text = texts[passage] if texts else passage
+            text = passage if texts is None else texts[passage]
             counts["repeated passages"] += text in kept
             kept[text] = None
         if len(kept) < passages_needed(sampling, topk):
