@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from utils.config import UsageError, load_config, phase_arguments
+from utils.config import UsageError, docs_path, load_config, phase_arguments
 from utils.tables.experiment import LABELS, Experiment, label, read_experiment
 from utils.tables.plan import Plan
 
@@ -190,4 +190,4 @@ def test_the_papers_profiles_have_their_own_training_data():
     assert load_config("profiles/mmlu.yaml")["common"]["dataset"] == "mmlu"
     run = plan.run("mmlu", "llama-3.1-8b", "bge-base", "radio")
     assert str(plan.checkpoint(run)) == "checkpoints/mmlu_radio"
-    assert str(plan.train_docs(run)) == "dataset/mmlu/train_docs_20000.jsonl"
+    assert str(docs_path(plan.training(run))) == "dataset/mmlu/train_docs_20000.jsonl"

@@ -134,7 +134,7 @@ def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_pat
         phase = Phase(path, [], {})
         phase.claim() if "dev" in name else phase.finish(3)
     plan = SimpleNamespace(
-        train_folder=lambda run: tmp_path / "data",
+        training=lambda run: SimpleNamespace(data_dir=tmp_path, dataset="data"),
         checkpoint=lambda run: tmp_path / "no",
         folder=lambda run: run.folder,
     )

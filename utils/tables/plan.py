@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import checkpoint_path, dataset_dir, docs_path, load_config, training_lines_path
+from utils.config import checkpoint_path, load_config, training_lines_path
 from utils.tables.experiment import FIXED_WEIGHTS, LABELS, Experiment, Flags, Table, label
 
 UNRANKED: dict[str, Flags] = {
@@ -41,6 +41,11 @@ class Run:
     def is_tuned(self) -> bool:
         """Whether the reranker is fine-tuned."""
         return bool(self.reranker) and self.condition != "base"
+
+    @property
+    def weight(self) -> float:
+        """The rationale score's weight in the training data of a fine-tuned reranker."""
+        return float(self.condition[1:])
 
 
 @dataclass(frozen=True)
@@ -91,45 +96,37 @@ class Plan:
         """Return where ``run_rag.py`` leaves the run."""
         return Path(self._configs[run.task]["common"]["save_dir"]) / run.name
 
-    def train_folder(self, run: Run) -> Path:
-        """Return the folder of the dataset that the run's reranker is trained on."""
-        return dataset_dir(self._training(run))
-
-    def train_docs(self, run: Run) -> Path:
-        """Return the file with the candidates of the training questions."""
-        return docs_path(self._training(run))
+    def training(self, run: Run) -> argparse.Namespace:
+        """Return the settings that the run's reranker is trained with, as the paths of `utils.config` take them."""
+        config = self._configs[self._trainer(run.task)]
+        return argparse.Namespace(**config["common"], **config["finetune"], answer_type=config["rag"]["answer_type"])
 
     def training_lines(self, run: Run) -> Path:
         """Return the training file of the run's reranker."""
-        path = training_lines_path(self._training(run))
+        path = training_lines_path(self.training(run))
         return path if self._has_default_weight(run) else path.with_name(f"FinetuneDataset_{run.condition}.jsonl")
 
     def checkpoint(self, run: Run) -> Path:
         """Return the run's reranker: the profile's own folder for its own settings and weight, else one beside it."""
-        path = str(checkpoint_path(self._training(run)))
+        path = str(checkpoint_path(self.training(run)))
         if self._own_flags(run):
             path += f"_{run.reranker}"
         return Path(path if self._has_default_weight(run) else f"{path}_{run.condition}")
 
-    def asks_letters(self, run: Run) -> bool:
-        """Tell whether the training questions of the run's reranker are multiple choice."""
-        return self._training(run).answer_type == "letter"
-
     def label(self, run: Run) -> str:
         """Return the run's condition in words; a weight of the ablation by its name there."""
         for name in ("radio", *FIXED_WEIGHTS) if run.condition not in LABELS else ():
-            if self._weight_of(run.task, name) == self.weight(run):
+            if self._weight_of(run.task, name) == run.weight:
                 return label(name)
         return label(run.condition)
-
-    def weight(self, run: Run) -> float:
-        """Return the rationale score's weight in the training data of the run's reranker."""
-        return float(run.condition[1:])
 
     def steps(self, runs: Sequence[Run]) -> list[Step]:
         """List the commands of the runs, each once, in an order in which they can be run."""
         steps = [step for run in runs if run.is_tuned for step in self._training_steps(run)]
-        steps += [step for run in runs for step in self._test_steps(run)]
+        for run in runs:
+            steps.append(self.rag_step(run))
+            if (self._configs[run.task]["rag"] | self.experiment.tasks[run.task].flags)["answer_type"] == "letter":
+                steps.append(Step(("python", "mmlu_evaluation.py", "--run", str(self.folder(run)))))
         return list(dict.fromkeys(steps))
 
     def rag_step(self, run: Run) -> Step:
@@ -142,25 +139,20 @@ class Plan:
             name = f"{run.reranker}_{run.condition}"
             flags |= {"rerank_model_path": self.checkpoint(run), "rerank_model_name": name}
         else:
-            base = self.experiment.rerankers[run.reranker].get("base_model", self._training(run).base_model)
+            base = self.experiment.rerankers[run.reranker].get("base_model", self.training(run).base_model)
             flags |= {"rerank_model_path": base, "rerank_model_name": run.reranker}
         settings = self._configs[run.task]["rag"] | flags
         return _step("run_rag.py", task.config, flags, settings["framework"] == "openai" and not settings["base_url"])
 
-    def _test_steps(self, run: Run) -> list[Step]:
-        answer_type = (self._configs[run.task]["rag"] | self.experiment.tasks[run.task].flags)["answer_type"]
-        graded = Step(("python", "mmlu_evaluation.py", "--run", str(self.folder(run))))
-        return [self.rag_step(run), *([graded] if answer_type == "letter" else [])]
-
     def _training_steps(self, run: Run) -> list[Step]:
         """List the commands from the rationales to the run's fine-tuned reranker."""
-        task = self._training_task(run.task)
+        task = self._trainer(run.task)
         profile, tune = self.experiment.tasks[task].config, self._own_flags(run)
         fuse: Flags = {}
         if not self._has_default_weight(run):
             tune["train_data"] = self.training_lines(run)
-            fuse = {"reason_weight": self.weight(run), "output": self.training_lines(run)}
-        if (checkpoint := self.checkpoint(run)) != checkpoint_path(self._training(run)):
+            fuse = {"reason_weight": run.weight, "output": self.training_lines(run)}
+        if (checkpoint := self.checkpoint(run)) != checkpoint_path(self.training(run)):
             tune["output_dir"] = checkpoint
         score = {"phase": "generate_dataset"}
         return [
@@ -172,26 +164,21 @@ class Plan:
             _step("run_finetune.sh", profile, tune),
         ]
 
-    def _training_task(self, task: str) -> str:
+    def _trainer(self, task: str) -> str:
         return self.experiment.tasks[task].reranker_task or task
-
-    def _training(self, run: Run) -> argparse.Namespace:
-        """Return the settings that the run's reranker is trained with, as the paths of `utils.config` take them."""
-        config = self._configs[self._training_task(run.task)]
-        return argparse.Namespace(**config["common"], **config["finetune"], answer_type=config["rag"]["answer_type"])
 
     def _own_flags(self, run: Run) -> Flags:
         """Return the reranker's flags that differ from the profile's settings."""
-        profile = self._configs[self._training_task(run.task)]["finetune"]
+        profile = self._configs[self._trainer(run.task)]["finetune"]
         return {key: value for key, value in self.experiment.rerankers[run.reranker].items() if profile[key] != value}
 
     def _weight_of(self, task: str, condition: str) -> float:
         if condition == "radio":
-            return self._configs[self._training_task(task)]["fusion"]["reason_weight"]
+            return self._configs[self._trainer(task)]["fusion"]["reason_weight"]
         return FIXED_WEIGHTS[condition] if condition in FIXED_WEIGHTS else float(condition[1:])
 
     def _has_default_weight(self, run: Run) -> bool:
-        return self.weight(run) == self._weight_of(run.task, "radio")
+        return run.weight == self._weight_of(run.task, "radio")
 
 
 def _step(script: str, profile: str, flags: Flags, asks_server: bool = False) -> Step:

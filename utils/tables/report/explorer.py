@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.config import dataset_dir, docs_path
 from utils.rag.metrics import relevance
 from utils.store.files import parse_row, read_jsonl, read_rows
 from utils.store.lookup import LineIndex
@@ -24,7 +25,7 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
         if mine := [run for run in runs if run.task == task]:
             found.append({"kind": "test", "name": f"{task}: test", **answered_questions(results, mine, limit)})
     # One reranker per folder of training data: the first.
-    for folder, run in {plan.train_folder(run): run for run in reversed(runs) if run.is_tuned}.items():
+    for folder, run in {dataset_dir(plan.training(run)): run for run in reversed(runs) if run.is_tuned}.items():
         if (folder / "reason/score_cache.jsonl").exists():  # a reranker can outlive its training data
             found.append(
                 {"kind": "training", "name": f"{folder.name}: training", **training_questions(plan, run, limit)}
@@ -34,14 +35,15 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
 
 def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
     """Return training questions of a run's reranker, each with its rationale and its passages by fused score."""
-    docs, folder = plan.train_docs(run), plan.train_folder(run)
+    settings = plan.training(run)
+    docs, folder = docs_path(settings), dataset_dir(settings)
     texts, candidates = PassageTexts(passages_path(docs)), LineIndex(docs, lambda row: str(row["id"]))
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl")
     scored = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
     rationales = [row for row in read_rows(folder / "reason/train_with_reason.jsonl", Rationale) if row.id in scored]
-    # Where the answer is a letter, every passage would contain it.
-    kept = [] if plan.asks_letters(run) else [parse_row(candidates[key][1], Candidates, str(docs)) for key in scored]
-    qrels = relevance(kept, texts)
+    qrels: dict[str, dict[str, int]] = {}
+    if settings.answer_type != "letter":  # which nearly every passage contains
+        qrels = relevance([parse_row(candidates[key][1], Candidates, str(docs)) for key in scored], texts)
     roles = _roles(plan.training_lines(run), {row.query for row in scored.values()})
     questions, shown = [], {}
     for rationale in rationales:
@@ -49,7 +51,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
         retrieved = parse_row(retrieval[row.id][1], Scored, str(folder))
         by_retrieval = dict(zip(retrieved.passage_ids, retrieved.scores, strict=True))
         pairs = [by_retrieval[pid] for pid in row.passage_ids]
-        fused = fuse(row.scores, pairs, plan.weight(run))
+        fused = fuse(row.scores, pairs, run.weight)
         ranks = [_ranks(scores) for scores in (pairs, row.scores, fused)]
         passages = []
         for i in descending(fused).tolist():

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from utils.config import UsageError
+from utils.config import UsageError, dataset_dir
 from utils.store.files import atomic
 from utils.store.manifest import UNFINISHED, read_manifest
 from utils.tables.experiment import EXPERIMENTS, label, read_experiment
@@ -76,7 +76,7 @@ def data_uri(svg: str) -> str:
 def phases(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
     """Return what every finished phase made, dropped, took and cost, and the machines and versions, from manifests."""
     tuned, paths = [run for run in runs if run.is_tuned], []
-    for folder in dict.fromkeys(plan.train_folder(run) for run in tuned):
+    for folder in dict.fromkeys(dataset_dir(plan.training(run)) for run in tuned):
         paths += sorted(folder.rglob("*.manifest.json"), key=lambda path: path.stat().st_mtime)
     paths += [Path(f"{plan.checkpoint(run)}.manifest.json") for run in tuned]
     for manifest in (plan.folder(run) / MANIFEST for run in runs):
