@@ -35,8 +35,8 @@ def main() -> None:
 
     from utils.mmlu.scores import score, table
     from utils.store.files import atomic
+    from utils.store.jsonlines import read_run
     from utils.store.manifest import fingerprint
-    from utils.store.records import read_run
 
     run = Path(args.run)
     path, made_by = run / "intermediate_data.json", MADE_BY.format(run=run.name or "NAME")
@@ -64,7 +64,7 @@ def grade(rows: list[Any], path: Path, made_by: str) -> list[Graded]:
     from utils.mmlu.categories import category_of
     from utils.mmlu.letters import parse_letter
     from utils.mmlu.scores import Graded
-    from utils.store.files import parse_row
+    from utils.store.jsonlines import parse_row
     from utils.store.rows import Name
 
     class Metadata(BaseModel):

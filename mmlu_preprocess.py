@@ -37,7 +37,7 @@ def main() -> None:
         args.dataset = "mmlu"
 
     from utils.mmlu.sources import find_splits, question_rows
-    from utils.store.files import write_lines
+    from utils.store.jsonlines import write_lines
     from utils.store.manifest import Phase
 
     splits = find_splits(args.source)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config import UsageError
-from utils.store.files import atomic, read_jsonl, read_rows, write_lines
+from utils.store.files import atomic
 from utils.store.journal import Journal
+from utils.store.jsonlines import read_jsonl, read_rows, write_lines
 from utils.store.lookup import LineIndex
 from utils.store.manifest import WHOLE_FILE_LIMIT, Phase, digest, fingerprint
 from utils.store.provenance import command_line
@@ -67,7 +68,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "from utils.store.files import write_lines\n"
+        "from utils.store.jsonlines import write_lines\n"
         f"write_lines({str(path)!r}, ({{'text': 'x' * 100}} for _ in range(1000)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
-from utils.store.files import lock_path, locked
+from utils.store.files import locked
 from utils.store.manifest import Phase
 from utils.store.provenance import commit, machine
 
@@ -83,7 +83,7 @@ def test_an_output_that_is_being_made_is_no_input_yet(tmp_path):
 
 
 def test_what_a_killed_process_left_aside_is_removed(tmp_path):
-    from utils.store.files import write_lines
+    from utils.store.jsonlines import write_lines
 
     gone, other = tmp_path / ".out.999999999.part", tmp_path / ".other.999999999.part"
     here = tmp_path / f".out.{os.getppid()}.part"
@@ -128,7 +128,7 @@ def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_s
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n" + b"".join(BAD))
     flags = ["llm_generation.py", "--dataset", "own", "--base_url", llm_server().base_url]
     refused = run_script(*flags, cwd=tmp_path)
-    assert (refused.returncode, "train.jsonl:5: id 'q1' stands on line 2 too" in refused.stderr) == (2, True)
+    assert (refused.returncode, "train.jsonl:5: id 'q1' is on line 2 too" in refused.stderr) == (2, True)
     result = run_script(*flags, "--skip_bad_rows", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for place in (
@@ -154,7 +154,7 @@ def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_s
      (b'{"id": NaN}', "write null"), (b'{"id": "\xe4"}', "byte 8 of the line is not UTF-8")],
 )  # fmt: skip
 def test_the_commonest_faults_come_with_their_remedy(tmp_path, content, remedy):
-    from utils.store.files import read_jsonl
+    from utils.store.jsonlines import read_jsonl
 
     (tmp_path / "in.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=remedy):
@@ -169,7 +169,7 @@ def test_numbers_as_answers_are_taken_as_they_are_written(tmp_path):
 
 
 def test_a_line_of_many_megabytes_is_read(tmp_path):
-    from utils.store.files import read_rows
+    from utils.store.jsonlines import read_rows
     from utils.store.rows import Passage
 
     path = write_jsonl(tmp_path / "in.jsonl", [{"id": "1", "contents": "x" * 30_000_000}, {"id": "2", "contents": "y"}])
@@ -222,7 +222,7 @@ def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
     folder.mkdir()
     journal.write_text("left")
     (folder / "0.npy").write_text("left")
-    with locked(journal), locked(lock_path(folder)):
+    with locked(journal), locked(folder):
         assert phase.is_done(overwrite=False)
         assert journal.exists()
         assert folder.exists()

@@ -15,8 +15,7 @@ from pydantic import BaseModel, Field
 
 from utils.config import UsageError
 from utils.mmlu.categories import CATEGORY, format_question, subject_name, unknown_subject
-from utils.store.files import parse_row
-from utils.store.records import read_records
+from utils.store.jsonlines import parse_row, read_records
 from utils.store.rows import Text
 
 CSV_FOLDERS = {"train": "auxiliary_train", "dev": "val", "test": "test"}

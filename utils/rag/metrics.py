@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from utils.mmlu.letters import parse_letter
 from utils.retrieval.answers import has_answer
+from utils.store.lookup import PassageTexts
 from utils.store.parallel import map_chunks
-from utils.store.passages import PassageTexts
 from utils.store.rows import Candidates
 
 QUESTIONS_A_TASK = 200

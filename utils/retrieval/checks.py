@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.retrieval.answers import prepare
-from utils.store.files import Row, parse_row
+from utils.store.jsonlines import Row, parse_row
 from utils.store.parallel import map_chunks
 from utils.store.rows import Passage, Question
 

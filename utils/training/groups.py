@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.retrieval.answers import has_answer
-from utils.store.files import atomic, dump_line
-from utils.store.lookup import LineIndex
+from utils.store.files import atomic
+from utils.store.jsonlines import dump_line
+from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase
 from utils.store.parallel import map_chunks
-from utils.store.passages import PassageTexts
 from utils.store.rows import TrainingGroup
 from utils.training.sampling import SAMPLERS, passages_needed
 from utils.training.score_cache import (

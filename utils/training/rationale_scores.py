@@ -15,10 +15,11 @@ from utils.llm.rationales import scored_text
 from utils.ray_engine import Run, make_engine
 from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.retrieval.encoder import Embeddings, length_order, make_scorer
-from utils.store.files import lock_path, locked, read_rows, reserve, write_lines
+from utils.store.files import locked, reserve
 from utils.store.journal import in_chunks
+from utils.store.jsonlines import read_rows, write_lines
+from utils.store.lookup import PassageTexts, passages_path
 from utils.store.manifest import Phase
-from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored
 from utils.training.fusion import descending
 
@@ -48,7 +49,7 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     candidates = [row for row in everyone if row.id in reasons]
     texts = PassageTexts(passages_path(docs))
     used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
-    with locked(lock_path(scratch)):
+    with locked(scratch):
         rows = len(used) + len(candidates)
         run = make_engine(args).start(functools.partial(EncodeWork, without_secrets(args), rows))
         chunk = args.scorer_batch_size * ENCODE_AT_ONCE

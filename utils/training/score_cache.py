@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.store.files import parse_row, write_lines
-from utils.store.lookup import LineIndex
+from utils.store.jsonlines import parse_row, write_lines
+from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase
-from utils.store.passages import PassageTexts
 from utils.store.rows import PublishedScored, Scored
 from utils.training.fusion import descending, fuse
 
