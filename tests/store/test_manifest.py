@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
@@ -12,7 +13,7 @@ from conftest import ROOT, questions, read_jsonl, write_jsonl
 from utils.config import UsageError
 from utils.store.files import locked
 from utils.store.manifest import Phase
-from utils.store.provenance import commit, machine
+from utils.store.provenance import commit, machine, processor
 
 
 def made(path, inputs=(), settings=None, text="x"):
@@ -100,6 +101,37 @@ def test_manifests_tell_where_a_result_comes_from(tmp_path):
     assert found["machine"] == machine()
     assert {"started", "seconds", "versions", "command"} <= found.keys()
     assert "cores" in machine()
+
+
+CPUINFO = (
+    "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 23\nmodel\t\t: 1\nflags\t\t: fpu {}\n\nprocessor\t: 1\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [("sse2", "no AVX2"), ("avx2", "AVX2"), ("avx512f avx2", "AVX2, AVX-512"),
+     ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "AVX2, AVX-512, AVX512-bf16, AMX, AMX-bf16")],
+)  # fmt: skip
+def test_the_processors_family_and_instruction_sets_are_told(tmp_path, flags, told):
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(flags))
+    assert processor(tmp_path / "cpuinfo") == f"AMD EPYC (family 23 model 1; {told})"
+
+
+def test_a_processor_that_tells_nothing_still_has_a_name(tmp_path):
+    assert processor(tmp_path / "none")
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert processor(tmp_path / "cpuinfo")
+
+
+def test_benchmarks_tell_the_machine_as_manifests_do(tmp_path, monkeypatch, capsys):
+    from benchmarks import common
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    common.save("benchmarks/some.py", {"seconds": 1.23456})
+    found = json.loads((tmp_path / "results/some.json").read_text())
+    assert (found["machine"], found["seconds"]) == (machine(), 1.235)
+    assert processor(Path("/proc/cpuinfo")) in found["machine"]
 
 
 def test_a_file_that_is_changed_between_two_phases_stops_the_second(run_script, llm_server, tmp_path):

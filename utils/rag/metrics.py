@@ -17,7 +17,7 @@ QUESTIONS_AT_ONCE = 2_000  # with their passages in memory
 
 
 def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
-    """Exact match, token F1 and containment of an answer, per question, by FlashRAG's metric classes.
+    """Return exact match, token F1 and containment of an answer, per question, by FlashRAG's metric classes.
 
     FlashRAG's evaluator catches a metric's exception and leaves it out of the result; the classes
     are called directly, so that a fault is an error.
@@ -37,7 +37,7 @@ def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> di
 
 
 def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
-    """Exact match of the option letter, per question; an unparsable answer is wrong.
+    """Return exact match of the option letter, per question; an unparsable answer is wrong.
 
     FlashRAG's normalisation deletes "a" as an article, so its EM cannot tell option A from nothing.
     """
@@ -79,7 +79,7 @@ def _labels(row: Any) -> list[int]:
 def ranking_metrics(
     qrels: Mapping[str, Mapping[str, int]], ranking: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
 ) -> dict[str, list[float]]:
-    """Answer recall at each cutoff (an answer within the first k), reciprocal rank and nDCG@10, per question.
+    """Return answer recall at each cutoff (an answer within the first k), reciprocal rank and nDCG@10, per question.
 
     Questions whose candidates hold no answer count as 0, so that runs over the same questions compare.
     nDCG's ideal order is that of the same candidates.

@@ -44,11 +44,7 @@ def remove_torn(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other runs from a file or folder by a lock on ``PATH.lock``, which ends with the process.
-
-    Raises:
-        UsageError: another run has the lock.
-    """
+    """Lock a file or folder by ``PATH.lock`` until the block or process ends; refuse if another run has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
     try:
@@ -64,13 +60,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def require_space(folder: Path, size: float, what: str) -> None:
-    """Refuse to write ``size`` bytes where the disk has less left.
-
-    Args:
-        folder: where the files will be; it need not exist yet.
-        size: bytes, at least.
-        what: names the files in the message.
-    """
+    """Refuse to write ``size`` bytes where the disk has less left; ``what`` names the files in the message."""
     free = free_space(folder)
     if free < size:
         raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB left")

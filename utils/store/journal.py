@@ -30,10 +30,8 @@ class Records(Mapping[str, dict[str, Any]]):
     Args:
         path: the file.
         made_with: the settings that the records depend on. A file made with others counts as empty, and that is said.
-            None: the keys tell all that a record depends on.
-
-    Raises:
-        UsageError: the first line is damaged and ``made_with`` is None: the answers below it may have cost money.
+            None: the keys tell all that a record depends on. A damaged first line is then refused, because the
+            answers below it may have cost money.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
@@ -74,7 +72,7 @@ class Records(Mapping[str, dict[str, Any]]):
         return iter(self._offsets)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._offsets
+        return key in self._offsets  # Mapping's own would read the record
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -91,11 +89,7 @@ class Records(Mapping[str, dict[str, Any]]):
 
 
 class Journal(Records):
-    """Records that one run appends to; a file made with other settings is begun anew.
-
-    Raises:
-        UsageError: another run has the journal open, or the file is no journal.
-    """
+    """Records that one run at a time appends to; a file made with other settings is begun anew."""
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
         with contextlib.ExitStack() as stack:
@@ -183,7 +177,7 @@ def resume(
         journal: receives one record per item.
         items: all items, done or not.
         key: gives the journal key of an item.
-        chunk: items per chunk; a kill costs at most the chunks that are in work.
+        chunk: items per chunk.
         work: takes chunks; yields the number of each chunk and its records, in any order.
         desc: text of the progress bar.
     """

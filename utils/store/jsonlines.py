@@ -31,11 +31,7 @@ def refuse(kind: str, error: UsageError) -> None:
 
 
 def read_jsonl(path: PathLike, made_by: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ``(line number, object)`` of a JSON-lines file; blank lines and a byte order mark are skipped.
-
-    Raises:
-        UsageError: the file is missing (the message tells the command ``made_by``), or a line is not a JSON object.
-    """
+    """Yield ``(line number, object)`` of a JSON-lines file; if it is missing, the error names ``made_by``."""
     for number, _, _, row in read_with_offsets(path, made_by):
         yield number, row
 
@@ -60,7 +56,7 @@ def parse_lines(
     Args:
         lines: of the file, from the line of number ``first`` on; offsets count from the first of these bytes.
         path: named in messages.
-        on_fault: called with each line that is not a JSON object.
+        on_fault: called for each line that is not a JSON object.
         first: number of the first line.
     """
     offset = 0
@@ -129,14 +125,11 @@ def read_rows(
 
     Args:
         path: the file.
-        model: the pydantic model of a row.
+        model: of a row.
         made_by: the command that makes the file, named when it is missing or empty.
         limit: read only the first rows (0: all).
         unique: the field that no two rows may share.
-        dropped: counts unusable rows by fault and leaves them out; None refuses them.
-
-    Raises:
-        UsageError: as `read_jsonl`, and for a wrong field, a repeated ``unique`` field, or a file without rows.
+        dropped: counts unusable rows by fault and leaves them out; None refuses them with an error.
     """
 
     def leave_out(kind: str, error: UsageError) -> None:
@@ -180,11 +173,7 @@ def write_lines(path: PathLike, rows: Iterable[Any]) -> int:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(place, row)`` of a file from elsewhere: ``.parquet``, JSON lines, or one JSON array.
-
-    Raises:
-        UsageError: the file is missing or damaged, or a row is not an object; the message has its place.
-    """
+    """Yield ``(place, row)`` of a file from elsewhere: ``.parquet``, JSON lines, or one JSON array."""
     if not path.is_file():
         raise UsageError(f"{path} is missing")
     with open(path, "rb") as handle:

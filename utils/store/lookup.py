@@ -20,11 +20,8 @@ class LineIndex:
 
     Args:
         path: the file.
-        key: gives a row's key; the field of a KeyError is told as missing.
+        key: gives a row's key, which no other row may have.
         made_by: the command that makes the file, named when it is missing or empty.
-
-    Raises:
-        UsageError: as `read_jsonl`, and for a repeated key or a file without rows.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: Callable[[dict[str, Any]], str], made_by: str = "") -> None:
@@ -84,11 +81,7 @@ class PassageTexts:
         return iter(self._rows)
 
     def __getitem__(self, passage_id: str) -> str:
-        """Return the passage's ``contents``.
-
-        Raises:
-            UsageError: no passage has this id, or its contents are no text.
-        """
+        """Return the passage's ``contents``."""
         try:
             where, raw = self._rows[passage_id]
         except KeyError:

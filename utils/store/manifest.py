@@ -86,10 +86,6 @@ class Phase:
         scratch: files and folders that the work on it locks (see `utils.store.files.locked`) and removes in the end;
             those that a kill has left are removed once the output is found finished.
         folder: whether the output is a folder.
-
-    Raises:
-        UsageError: an input is not what its manifest says, two inputs come from different versions of one file, or
-            the output could not be put where it is to be.
     """
 
     def __init__(
