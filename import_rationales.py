@@ -27,7 +27,7 @@ def main() -> None:
     args = phase_arguments(__doc__, [], extra=[("--source", SOURCE)])
 
     from utils.llm.published import match_rationales
-    from utils.store.files import read_rows, write_lines
+    from utils.store.jsonlines import read_rows, write_lines
     from utils.store.manifest import Phase
     from utils.store.rows import Question
 

@@ -37,8 +37,8 @@ def main() -> int:
     from utils.llm.pricing import Budget
     from utils.llm.rationales import RationaleRequests
     from utils.llm.types import Server
-    from utils.store.files import RowFile, write_lines
     from utils.store.journal import Journal
+    from utils.store.jsonlines import read_rows, write_lines
     from utils.store.manifest import Phase
     from utils.store.rows import Question, Rationale
 
@@ -46,7 +46,7 @@ def main() -> int:
     source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"
     dropped = Counter[str]() if args.skip_bad_rows else None
     made_by = f"see README, 'Your own data': {source}"
-    questions = RowFile(source, Question, made_by, args.train_questions, dropped=dropped)
+    questions = read_rows(source, Question, made_by, args.train_questions, dropped=dropped)
     sampling = settings_of(args, "train_questions", "model", "temperature", "top_p", "max_tokens", "stop", "seed")
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
     phase = Phase(output, [source], sampling | prompts)

@@ -40,7 +40,8 @@ def main() -> None:
 
     from utils.classes import NO_RETRIEVAL, RagPipeline, generator_name, outcome_settings, reranker_name
     from utils.rag.generators import LOCAL_FRAMEWORKS
-    from utils.store.files import file_name, read_rows
+    from utils.store.files import file_name
+    from utils.store.jsonlines import read_rows
     from utils.store.manifest import Phase
     from utils.store.rows import Question
 

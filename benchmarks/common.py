@@ -27,7 +27,7 @@ DATA_HINT = "make the data first: bash reproduce.sh --only_data"
 
 
 def arguments(doc: str | None, **sizes: int) -> argparse.Namespace:
-    """``--device``, ``--repeats``, and a flag for each size."""
+    """Read ``--device``, ``--repeats``, and a flag for each size."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="times each way is measured, in turn [3]")
@@ -63,7 +63,7 @@ def side_by_side(ways: dict[str, Callable[[], Any]], repeats: int, warm_up: bool
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
@@ -77,7 +77,7 @@ sys.exit(code)
 
 
 def run_measured(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak MiB and standard output of a process; the peak is the largest of it and its children."""
+    """Return seconds, peak MiB and standard output of a process; the peak is the largest of it and its children."""
     with tempfile.NamedTemporaryFile("r") as peak:
         words = [sys.executable, "-c", MEASURE, peak.name, *command]
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def run_measured(command: list[str]) -> tuple[float, float, str]:
 
 @contextlib.contextmanager
 def memory_group(limit: int) -> Iterator[Path | None]:
-    """A cgroup of so many bytes (version 1 or 2), or None where there can be none."""
+    """Make a cgroup of so many bytes (version 1 or 2), or yield None where there can be none."""
     root = Path("/sys/fs/cgroup/memory")
     file = "memory.limit_in_bytes"
     if not root.exists():
@@ -129,7 +129,7 @@ def save(script: str, result: dict[str, Any]) -> None:
 
 
 def _measured_commit() -> str:
-    """The commit, marked if anything differs from it but what the benchmarks themselves write."""
+    """Return the commit, marked if anything differs from it but what the benchmarks themselves write."""
     words = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs/*.svg"]
     differs = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout
     return commit() if differs else commit().removesuffix("-dirty")
@@ -150,7 +150,7 @@ def _synchronise() -> None:
 
 
 def passages(count: int) -> list[str]:
-    """Texts of the quickstart's corpus, repeated with a number before them if there are too few."""
+    """Return texts of the quickstart's corpus, repeated with a number before them if there are too few."""
     path = ROOT / "indexes/quickstart/corpus.jsonl"
     if not path.exists():
         sys.exit(f"{path} is missing; {DATA_HINT}")
@@ -159,7 +159,7 @@ def passages(count: int) -> list[str]:
 
 
 def questions(count: int) -> list[str]:
-    """Questions of the quickstart, repeated if there are too few."""
+    """Return questions of the quickstart, repeated if there are too few."""
     path = ROOT / "dataset/quickstart_nq/train.jsonl"
     if not path.exists():
         sys.exit(f"{path} is missing; {DATA_HINT}")
@@ -168,14 +168,14 @@ def questions(count: int) -> list[str]:
 
 
 def minilm() -> str:
-    """Folder of MiniLM-L6, the encoder and cross-encoder of the CPU benchmarks."""
+    """Return the folder of MiniLM-L6, the encoder and cross-encoder of the CPU benchmarks."""
     from quickstart.models import minilm_path
 
     return str(minilm_path())
 
 
 def shaped(kind: str, folder: Path) -> Path:
-    """A randomly initialised model of the size of BGE-M3 (``encoder``) or bge-reranker-base (``reranker``).
+    """Make a randomly initialised model of the size of BGE-M3 (``encoder``) or bge-reranker-base (``reranker``).
 
     Its sizes are those of the published configurations; the tokenizer is MiniLM's, whose ids all lie in
     the larger vocabulary.

@@ -31,7 +31,7 @@ from typing import Any
 from quickstart import packaged
 from utils.config import UsageError, run_main
 from utils.retrieval.answers import occurs, prepare
-from utils.store.files import parse_row, read_jsonl, write_lines
+from utils.store.jsonlines import parse_row, read_jsonl, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import Passage, Question, TrainingGroup
 

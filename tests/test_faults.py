@@ -203,7 +203,7 @@ def test_a_damaged_line_costs_that_record_alone(tmp_path, capsys):
         path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
         with Journal(path) as journal:
             assert list(journal) == ["k0", "k2", "k3"]
-        assert "1 damaged lines passed over" in capsys.readouterr().err
+        assert "1 damaged lines skipped" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_journal_is_not_emptied(tmp_path):

@@ -23,12 +23,10 @@ from utils.llm.limiter import retry_after
 from utils.llm.published import match_rationales
 from utils.llm.response import UnusableError, read_completion
 from utils.retrieval.checks import FileReport, sound_rows
-from utils.store.files import read_jsonl, read_rows
 from utils.store.journal import Journal
-from utils.store.lookup import LineIndex
+from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_rows
+from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase, manifest_path
-from utils.store.passages import PassageTexts
-from utils.store.records import read_parquet, read_records
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
 from utils.tables.experiment import read_experiment, read_model
 from utils.tables.paper_values import PaperValues

@@ -23,10 +23,11 @@ from utils.rag.statistics import Interval, bootstrap
 from utils.rag.trec import write_qrels, write_run
 from utils.ray_engine import make_engine
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS
-from utils.store.files import atomic, dump_line, read_rows, write_lines
+from utils.store.files import atomic
 from utils.store.journal import Journal, resume
+from utils.store.jsonlines import dump_line, read_rows, write_lines
+from utils.store.lookup import PassageTexts, passages_path
 from utils.store.manifest import Phase, digest, fingerprint
-from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Question
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from utils.config import UsageError
 from utils.llm.response import UnusableError, read_completion
 from utils.llm.spending import Spending
 from utils.llm.types import Outcome, Request, Server
-from utils.store.files import atomic, dump_line
+from utils.store.files import atomic
 from utils.store.journal import Journal
+from utils.store.jsonlines import dump_line
 
 # The API's limits of one batch.
 MOST_REQUESTS = 50_000

@@ -11,8 +11,8 @@ from typing import Any
 from utils.llm.batch import open_keys
 from utils.llm.pricing import BATCH_DISCOUNT, Budget
 from utils.llm.types import CHARACTERS_PER_TOKEN, Request, Server, SizedIterable
-from utils.store.files import dump_line
 from utils.store.journal import Records
+from utils.store.jsonlines import dump_line
 
 
 @dataclass

@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from utils.config import UsageError
-from utils.store.files import parse_row
-from utils.store.records import read_records
+from utils.store.jsonlines import parse_row, read_records
 from utils.store.rows import Answers, Question, Rationale, Text
 
 

@@ -13,7 +13,7 @@ class RationaleRequests:
     """One request a question: a system and a single user message, or a completion prompt.
 
     Args:
-        questions: with their gold answers; memory holds none of them if it is a `RowFile`.
+        questions: with their gold answers.
         args: model, sampling parameters and ``prompts``.
     """
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field
 from utils.config import UsageError
 from utils.mmlu.letters import parse_letter
 from utils.rag.statistics import RESAMPLES, bootstrap
-from utils.store.files import atomic, parse_row
+from utils.store.files import atomic
+from utils.store.jsonlines import parse_row, read_run
 from utils.store.manifest import fingerprint
-from utils.store.records import read_run
 from utils.store.rows import Name
 
 CATEGORIES = ("STEM", "Humanities", "Social Sciences", "Other")

@@ -16,9 +16,8 @@ from pydantic import BaseModel, Field
 
 from utils.config import UsageError
 from utils.mmlu.scores import CATEGORY, category_of, subject_name
-from utils.store.files import parse_row, write_lines
+from utils.store.jsonlines import parse_row, read_records, write_lines
 from utils.store.manifest import Phase
-from utils.store.records import read_records
 from utils.store.rows import Text
 
 SIZES = {"train": 99_842, "dev": 1_531, "test": 14_042}

@@ -21,7 +21,8 @@ from utils.devices import model_dimension
 from utils.ray_engine import make_engine
 from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.retrieval.encoder import TextEncoder
-from utils.store.files import atomic, lock_path, locked, parse_lines, parse_row, remove_torn, require_space
+from utils.store.files import atomic, locked, remove_torn, require_space
+from utils.store.jsonlines import parse_lines, parse_row
 from utils.store.manifest import Phase
 from utils.store.rows import Passage
 
@@ -53,7 +54,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    with locked(lock_path(folder)):
+    with locked(folder):
         remove_torn(output)
         with open(corpus, "rb") as lines:
             blocks = corpus_blocks(lines, args.index_shard_size)

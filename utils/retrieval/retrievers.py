@@ -14,7 +14,7 @@ from utils.devices import gpus
 from utils.retrieval.encoder import TextEncoder
 from utils.retrieval.flashrag_parts import DenseRetriever, set_default_instruction
 from utils.retrieval.search import BlockIndex, stored_type
-from utils.store.files import parse_row
+from utils.store.jsonlines import parse_row
 from utils.store.rows import Passage
 
 

@@ -9,9 +9,8 @@ from typing import Any
 from utils.config import dataset_dir, docs_path
 from utils.method import descending, fuse
 from utils.rag.metrics import relevance
-from utils.store.files import parse_row, read_jsonl, read_rows
-from utils.store.lookup import LineIndex
-from utils.store.passages import PassageTexts, passages_path
+from utils.store.jsonlines import parse_row, read_jsonl, read_rows
+from utils.store.lookup import LineIndex, PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
