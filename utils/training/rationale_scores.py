@@ -22,7 +22,7 @@ from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored
 from utils.training.fusion import descending
 
-SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
+SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
 ENCODE_AT_ONCE = 64  # batches of a chunk
 
 
