@@ -48,11 +48,10 @@ class UsageError(Exception):
 
 
 def load_config(profile: str | None = None) -> Config:
-    """Read the defaults and lay a profile over them; ``extends: other.yaml`` lays it over another profile first.
+    """Return section -> key -> value of the defaults with a profile laid over them.
 
-    Returns:
-        Section -> key -> value. The sections `SHARERS` have the keys of the section ``llm`` too: a file's ``llm``
-        sets them in both, and its own sections override that.
+    The sections `SHARERS` have the keys of ``llm`` too: a file's ``llm`` sets them in both, and its own sections
+    override that. A profile's ``extends: other.yaml`` lays it over another profile.
     """
     if profile is None:
         config: Config = read_yaml(BASIC_CONFIG)
@@ -65,13 +64,15 @@ def load_config(profile: str | None = None) -> Config:
         if section not in config:
             raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
         if not isinstance(values, (dict, type(None))):
-            kind = type(values).__name__
-            raise UsageError(f"{profile}: section '{section}' must be a mapping of settings, not {kind}")
+            raise UsageError(f"{profile}: section '{section}' must be a mapping of settings")
+        if section == FREE_SECTION:
+            config[section] |= values or {}
+            continue
         for key, value in (values or {}).items():
-            if key not in config[section] and section != FREE_SECTION:
+            if key not in config[section]:
                 raise UsageError(f"{profile}: unknown key '{section}.{key}'{_nearest(str(key), config[section])}")
             for target in (section, *(SHARERS if section == SHARED_SECTION else ())):
-                config[target][key] = _coerce(value, config[target].get(key), f"{profile}: {section}.{key}")
+                config[target][key] = _coerce(value, config[target][key], f"{profile}: {section}.{key}")
     return config
 
 
@@ -83,15 +84,9 @@ def phase_arguments(
 ) -> argparse.Namespace:
     """Parse one script's command line.
 
-    Args:
-        doc: text of ``--help``.
-        sections: sections of the YAML file whose keys become flags, besides ``common``.
-        argv: the arguments; ``sys.argv[1:]`` if None.
-        extra: flags of this script alone, as ``(flag, add_argument's keywords)``.
-
-    Returns:
-        One attribute per key and extra, ``overwrite``, and the sections ``prompts`` and ``prices``. The key comes from
-        ``--api_key``, else from the environment, else from the file.
+    The keys of ``common`` and ``sections`` become flags, besides ``extra``: flags with add_argument's keywords. The
+    result has one attribute per flag, and the sections ``prompts`` and ``prices``. The API key comes from
+    ``--api_key``, else from the environment, else from the file.
     """
     if argv is None:
         _hide_key()
@@ -123,8 +118,6 @@ def phase_arguments(
             )
     args = parser.parse_args(argv)
     args.prompts, args.prices = config["prompts"], config["prices"]
-    for key in ("dataset", "split"):
-        check_plain_name(f"--{key}", getattr(args, key, "train"))
     for fault in _faults(args, comments):
         raise UsageError(fault)
     return args
@@ -158,6 +151,10 @@ def _comments() -> dict[tuple[str, str], str]:
 
 def _faults(args: argparse.Namespace, comments: dict[str, str]) -> Iterator[str]:
     """Yield what is wrong with the settings; no message shows a secret."""
+    for name in ("dataset", "split"):
+        folder = getattr(args, name, "train")
+        if not folder or Path(folder).name != folder or folder in (".", ".."):
+            yield f"--{name} {folder!r} must be a plain name below data_dir"
     for name, comment in comments.items():
         value, bounds = getattr(args, name), BOUNDS.match(comment)
         if bounds and not _within(value, *bounds.groups()):
@@ -198,12 +195,6 @@ def _is_address(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
     except ValueError:
         return False
-
-
-def check_plain_name(flag: str, name: str) -> None:
-    """Refuse a name that is no file or folder directly below ``data_dir``."""
-    if not name or Path(name).name != name or name in (".", ".."):
-        raise UsageError(f"{flag} {name!r} must be a plain name below data_dir")
 
 
 def dataset_dir(args: argparse.Namespace) -> Path:
@@ -258,11 +249,7 @@ def run_main(main: Any) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that is a mapping; it can make no objects.
-
-    Raises:
-        UsageError: missing file, or another content.
-    """
+    """Read a YAML file that is a mapping; it can make no objects."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -292,11 +279,9 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
         raise UsageError(f"{where} must be a list of texts; put each in quotes")
     if default is None or value is None or type(value) is type(default):
         return value
-    if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+    if isinstance(default, float) and type(value) in (int, str):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            pass
     raise UsageError(f"{where} must be {type(default).__name__}, not {value!r}")
 
 

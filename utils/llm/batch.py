@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from utils.config import UsageError
 from utils.llm.response import Outcome, UnusableError
 from utils.llm.types import Request, Server
 from utils.store.files import atomic, dump_line
-from utils.store.journal import Journal
 
 # The API's limits of one batch.
 MOST_REQUESTS = 50_000
@@ -64,12 +63,11 @@ class Batches:
         self._once = self._client.with_options(max_retries=0)
         self._path = state_path(outcome.journal.path)
         self._parts = read_state(self._path)
-        for part in self._parts.values():
-            if part.base_url != server.base_url:
-                raise UsageError(
-                    f"batches of this output are open at {part.base_url or 'the default endpoint'}, not at "
-                    f"{server.name}: fetch them there first, or remove {self._path} to forget them, paid or not"
-                )
+        if elsewhere := {part.base_url for part in self._parts.values()} - {server.base_url}:
+            raise UsageError(
+                f"batches of this output are open at {elsewhere.pop() or 'the default endpoint'}, not at {server.name}: "
+                f"fetch them there first, or remove {self._path} to forget them, paid or not"
+            )
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
         """Submit the requests that are in no batch yet, wait for all batches, and keep their answers."""
@@ -88,13 +86,13 @@ class Batches:
 
     def _find_lost(self) -> None:
         """Find the batches that were created by a call that ended before it noted their id."""
-        lost = {name for name, part in self._parts.items() if part.batch is None}
-        for batch in self._client.batches.list(limit=100) if lost else ():
-            if (name := (batch.metadata or {}).get(NAME)) in lost:
-                self._parts[name].batch = batch.id
+        if all(part.batch for part in self._parts.values()):
+            return
+        for batch in self._client.batches.list(limit=100):
+            if part := self._parts.get((batch.metadata or {}).get(NAME, "")):
+                part.batch = batch.id
         self._parts = {name: part for name, part in self._parts.items() if part.batch}
-        if lost:
-            self._save()
+        self._save()
 
     def _submit(self, todo: Iterable[Request]) -> None:
         for items, data in _split(self._affordable(todo)):
@@ -104,10 +102,11 @@ class Batches:
             part = self._parts[name] = _Part(keys=keys, batch=None, base_url=url, most_tokens=tokens)
             self._save()
             file = self._client.files.create(file=(f"{name}.jsonl", data), purpose="batch")
-            endpoint: Any = f"/v1{items[0].path}"
-            part.batch = self._once.batches.create(
-                input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={NAME: name}
-            ).id
+            path: Any = f"/v1{items[0].path}"
+            batch = self._once.batches.create(
+                input_file_id=file.id, endpoint=path, completion_window="24h", metadata={NAME: name}
+            )
+            part.batch = batch.id
             self._save()
         if waiting := ", ".join(str(part.batch) for part in self._parts.values()):
             print(f"\nwaiting for {waiting}; it may be interrupted, the same command fetches them", file=sys.stderr)
@@ -205,15 +204,6 @@ def state_path(journal: Path) -> Path:
 def open_keys(journal: Path) -> set[str]:
     """Return the keys of the requests in batches that were not fetched yet."""
     return {key for part in read_state(state_path(journal)).values() for key in part.keys}
-
-
-def refuse_open(journal: Journal, keys: Container[str]) -> None:
-    """Refuse to ask live, and pay again for, requests in an open batch."""
-    if twice := sum(key in keys and key not in journal for key in open_keys(journal.path)):
-        raise UsageError(
-            f"{twice} of the requests are in batches that are still open: add --batch to fetch their answers, or "
-            f"remove {state_path(journal.path)} to forget them, paid or not"
-        )
 
 
 def read_state(path: Path) -> dict[str, _Part]:

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.config import UsageError
-from utils.llm.batch import Batches, refuse_open
+from utils.llm.batch import Batches, open_keys, state_path
 from utils.llm.cost import Budget
 from utils.llm.response import Outcome, UnusableError
 from utils.llm.types import Request, Server
@@ -41,22 +41,20 @@ def ask_all(
 ) -> Outcome:
     """Ask the requests that the journal has no answer to, at most ``server.concurrency`` at a time.
 
-    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. An
-    empty answer is asked again up to ``max_retries`` times. The first SIGINT or SIGTERM lets the requests in flight
-    finish, the second drops them. With ``server.batch`` the Batch API is used instead.
+    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
+    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them.
 
     Args:
         requests: read twice, so that they need not be in memory; repeated ones are asked once.
         server: where to ask, and its limits.
-        journal: answers by request key: `read_completion`'s, with ``seconds`` and ``attempts``.
+        journal: answers by request key.
         desc: text of the progress bar.
         accept_any: take empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
             failures (right for rationales).
         budget: counts what all answers cost, those of earlier calls included, and stops at its limit.
 
     Raises:
-        UsageError: no key, a refused key, an unknown model or address, no money left, or a live call for requests in
-            an open batch.
+        UsageError: no further request can succeed: no key, a refused key, an unknown model or address, no money left.
         KeyboardInterrupt: a signal came; the answers so far are kept.
     """
     outcome = Outcome(journal, budget or Budget(), accept_any)
@@ -67,8 +65,12 @@ def ask_all(
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
-    if not server.batch:
-        refuse_open(journal, outcome.wanted)
+    in_batches = sum(outcome.wanted.get(key) is False for key in open_keys(journal.path))
+    if in_batches and not server.batch:  # asked live, they would be paid for twice
+        raise UsageError(
+            f"{in_batches} of the requests are in batches that are still open: add --batch to fetch their "
+            f"answers, or remove {state_path(journal.path)} to forget them, paid or not"
+        )
     with tqdm(total=len(outcome.wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
         (Batches if server.batch else Window)(server, outcome).ask(_unanswered(requests, outcome.wanted), bar)
     outcome.unasked = len(outcome.wanted) - outcome.answered - sum(key not in journal for key in outcome.failures)
@@ -210,7 +212,8 @@ class Window:
             attempts += 1 + raw.retries_taken
             seconds = round(time.monotonic() - started, 3)
             try:
-                return self._outcome.take(item.key, raw.content, seconds=seconds, attempts=attempts)
+                self._outcome.take(item.key, raw.content, seconds=seconds, attempts=attempts)
+                return
             except UnusableError as error:
                 if not (error.retry and left):
                     raise

@@ -84,17 +84,10 @@ class Budget:
 def forecast(
     requests: Iterable[Request], journal: Path, waiting: Container[str], server: Server, budget: Budget
 ) -> str:
-    """Return lines that tell how many requests are answered and what the rest would take.
+    """Return lines that tell how many requests are answered, how many are in open batches, and what the rest takes.
 
-    The means of the answers in the journal make the estimate; without any, the prompts' characters and the requests'
-    ``max_tokens`` give the most it can be.
-
-    Args:
-        requests: all of them; repeated ones are asked once.
-        journal: finished answers; it is only read.
-        waiting: keys of requests in open batches.
-        server: for its concurrency, and whether it is asked in batches.
-        budget: for its price.
+    The estimate is made from the means of the answers in the journal. Without any, it is the most that the requests
+    can take, by their prompts' characters and their ``max_tokens``.
     """
     done, todo, rows, seen = Counter[str](), Counter[str](), 0, set[str]()
     seconds: list[float] = []  # of live answers: those of batches do not tell how long a live one takes
@@ -119,7 +112,7 @@ def forecast(
     if not count:
         return text
     prompt, completion = todo["characters"] / CHARACTERS_PER_TOKEN, float(todo["completion"])
-    how = f"at most, if a token has {CHARACTERS_PER_TOKEN} characters"
+    how = "at most, if a token has four characters"
     if done:
         prompt = todo["characters"] * done["prompt"] / max(1, done["characters"])
         completion, how = count * done["completion"] / done["requests"], f"about, by {done['requests']} answers"

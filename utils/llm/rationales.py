@@ -85,9 +85,9 @@ def ask_rationales(args: argparse.Namespace) -> int:
         failed = write_lines(
             failures,
             (
-                {"id": row.id, "question": row.question, "failure": outcome.failures[key]}
-                for row, key in _with_keys(questions, args)
-                if key in outcome.failures
+                {"id": row.id, "question": row.question, "failure": outcome.failures[item.key]}
+                for row, item in zip(questions, requests, strict=True)
+                if item.key in outcome.failures
             ),
         )
         tokens = outcome.usage["completion_tokens"]
@@ -97,7 +97,7 @@ def ask_rationales(args: argparse.Namespace) -> int:
                 f"{outcome.unasked} questions were not asked: {outcome.stopped}; the answers so far are kept, and the "
                 "same command goes on (--max_cost raises the limit)"
             )
-        if any(key not in journal and key not in outcome.failures for _, key in _with_keys(questions, args)):
+        if any(item.key not in journal and item.key not in outcome.failures for item in requests):
             raise UsageError(f"{source} has changed meanwhile; the answers are kept, run the same command again")
         if failed > args.max_failures * total:
             enough = math.ceil(failed / total * 10_000) / 10_000
@@ -106,18 +106,14 @@ def ask_rationales(args: argparse.Namespace) -> int:
                 f"only these again, or go on without: --max_failures {enough:g}"
             )
         rows = (
-            Rationale(**row.model_dump(), reason=journal[key]["text"].strip())
-            for row, key in _with_keys(questions, args)
-            if key in journal
+            Rationale(**row.model_dump(), reason=journal[item.key]["text"].strip())
+            for row, item in zip(questions, requests, strict=True)
+            if item.key in journal
         )
         count = write_lines(output, rows)
     lost = {"questions without a rationale": failed} | (dropped or {})
     phase.finish(count, lost, facts=outcome.usage | {"cost": budget.cost})
     return 0
-
-
-def _with_keys(questions: Iterable[Question], args: argparse.Namespace) -> Iterator[tuple[Question, str]]:
-    return ((row, rationale_request(row, args).key) for row in questions)
 
 
 def _incomplete(error: str) -> int:
