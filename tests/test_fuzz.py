@@ -30,9 +30,9 @@ from utils.store.manifest import Phase, manifest_path
 from utils.store.passages import PassageTexts
 from utils.store.records import read_parquet, read_records
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
-from utils.tables.experiment import read_experiment
-from utils.tables.paper_values import read_expected
-from utils.training.score_cache import fused_rankings, open_cache
+from utils.tables.experiment import read_experiment, read_model
+from utils.tables.paper_values import PaperValues
+from utils.training.score_caches import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = 300  # of each of the three kinds, for each reader
@@ -53,8 +53,8 @@ RATIONALES = [row | {"reason": "because"} for row in QUESTIONS]
 
 
 def cache(path):
-    found = open_cache(path)
-    return list(fused_rankings(found, found, found, 0.5, Counter()))
+    found = open_cache(path, "reason")
+    return list(fused_rankings(found, found, 0.5, Counter()))
 
 
 def checked_as_input(path):
@@ -117,7 +117,10 @@ READERS = {
     ),
     "profile": ((ROOT / "profiles/quickstart.yaml").read_bytes(), lambda path: load_config(str(path))),
     "experiment": ((ROOT / "experiments/smoke.yaml").read_bytes(), read_experiment),
-    "published values": ((ROOT / "experiments/published/paper.yaml").read_bytes(), read_expected),
+    "paper values": (
+        (ROOT / "experiments/paper_values.yaml").read_bytes(),
+        lambda path: read_model(path, PaperValues),
+    ),
     "probes": ((ROOT / "extras/injection.yaml").read_bytes(), read_probes),
 }
 JSON = st.recursive(

@@ -1,4 +1,4 @@
-"""Step 1 of RADIO: rationales asked of an LLM, or matched from a published file; and the text that is scored."""
+"""Step 1 of RADIO: rationales asked of an LLM, or taken from a published file."""
 
 from __future__ import annotations
 
@@ -49,14 +49,6 @@ def rationale_request(row: Question, args: argparse.Namespace) -> Request:
     )
     sampling = settings_of(args, "temperature", "top_p", "max_tokens", "seed")
     return request(args.model, prompt, args.stop, **sampling, n=1)
-
-
-def scored_text(row: Rationale) -> str:
-    """Return the text whose similarity to a passage is its rationale score.
-
-    The answers appear as a Python list does when printed, which is what the published scores were made with.
-    """
-    return f"{row.question}. {row.golden_answers}. {row.reason}"
 
 
 def ask_rationales(args: argparse.Namespace) -> int:
