@@ -65,7 +65,7 @@ class Batches:
         self._parts = read_state(self._path)
         if elsewhere := {part.base_url for part in self._parts.values()} - {server.base_url}:
             raise UsageError(
-                f"batches of this output are open at {elsewhere.pop() or 'the default endpoint'}, not at {server.name}: "
+                f"this output has open batches at {elsewhere.pop() or 'the default endpoint'}, not at {server.name}: "
                 f"fetch them there first, or remove {self._path} to forget them, paid or not"
             )
 
