@@ -164,7 +164,9 @@ class Batches:
                 continue
             for line in lines:
                 self._take(line, failures)
-        outcome.failures |= {key: reason for key, reason in failures.items() if key in outcome.wanted}
+        for key, reason in failures.items():
+            if key in outcome.wanted and key not in outcome.journal:
+                outcome.failures[key] = reason
         outcome.journal.sync()  # the answers must be on the disk before their batch is forgotten
         del self._parts[name]
         self._save()
@@ -184,10 +186,10 @@ class Batches:
             said = result.error or (response and response.body)
             failures[key] = self._server.clean(orjson.dumps(said).decode())
             return
+        if key in self._outcome.journal:
+            return
         try:
-            if key not in self._outcome.journal:
-                self._outcome.take(key, response.body, seconds=0.0, attempts=1, batch=True)
-            failures.pop(key, None)
+            self._outcome.take(key, response.body, seconds=0.0, attempts=1, batch=True)
         except UnusableError as error:
             failures[key] = str(error)
 
