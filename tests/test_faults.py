@@ -8,9 +8,8 @@ import pytest
 from conftest import ROOT, questions, read_jsonl
 
 from utils.config import UsageError
-from utils.llm.limiter import LONGEST_PAUSE, retry_after
-from utils.llm.response import UnusableError, read_completion
-from utils.llm.spending import WASTE
+from utils.llm.client import LONGEST_PAUSE, retry_after
+from utils.llm.response import WASTE, UnusableError, read_completion
 from utils.llm.types import Server
 from utils.ray_engine import one_by_one
 from utils.store.journal import Journal, Records, resume

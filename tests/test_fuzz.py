@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from extras.probe import read_probes
 from utils.config import UsageError, load_config
 from utils.llm.batch import read_state
-from utils.llm.limiter import retry_after
-from utils.llm.published import match_rationales
+from utils.llm.client import retry_after
+from utils.llm.rationales import match_rationales
 from utils.llm.response import UnusableError, read_completion
 from utils.retrieval.checks import FileReport, sound_rows
 from utils.store.journal import Journal

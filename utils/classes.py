@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from utils.rag.generators import Generator
 
 RERANK_CHUNK = 64  # questions between two savings of progress
-RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
+RERANK_SETTINGS = ("rerank_max_length", "use_fp16")
 # What a run's answers and rankings depend on, beside its input files.
 OUTCOME_SETTINGS = (
-    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "rerank_use_fp16",
+    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "use_fp16",
     "framework", "openai_model", "model_path", "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type",
     "seed", "prompts",
 )  # fmt: skip

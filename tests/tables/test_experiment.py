@@ -139,7 +139,7 @@ def test_a_reranker_with_settings_of_its_own_never_takes_the_profiles_folder():
 
 
 def test_values_reach_the_scripts_as_they_were_written():
-    flags = {"stop": ["\n", "Q:"], "quantization": "4bit", "max_tokens": 9, "rerank_use_fp16": False}
+    flags = {"stop": ["\n", "Q:"], "quantization": "4bit", "max_tokens": 9, "use_fp16": False}
     plan = Plan(experiment(generators={"a": flags}, tables={"t": table()}))
     words = plan.rag_step(plan.run("nq", "a", "small", "radio")).words
     args = phase_arguments(None, ["retrieval", "rag"], argv=words[2:])

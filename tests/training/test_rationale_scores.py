@@ -17,7 +17,7 @@ def args(tiny_encoder):
     return SimpleNamespace(
         trust_remote_code=[],
         scorer="encoder", model_path=str(tiny_encoder), scorer_max_length=64, scorer_batch_size=4,
-        scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False, engine="local",
+        scorer_pooling_method="mean", use_fp16=False, overwrite=False, engine="local",
     )  # fmt: skip
 
 

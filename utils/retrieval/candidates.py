@@ -25,7 +25,7 @@ RETRIEVAL_SETTINGS = (
     "retrieval_method",
     "retrieval_query_max_length",
     "retrieval_pooling_method",
-    "retrieval_use_fp16",
+    "use_fp16",
     "instruction",
 )
 

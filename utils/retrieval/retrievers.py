@@ -45,6 +45,7 @@ class FlatRetriever(DenseRetriever):
                 "retrieval_cache_path": None,
                 "use_reranker": False,
                 "use_sentence_transformer": False,
+                "retrieval_use_fp16": args.use_fp16,
                 **{key: value for key, value in vars(args).items() if key not in SECRETS},
             }
         )

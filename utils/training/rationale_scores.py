@@ -23,7 +23,7 @@ from utils.store.manifest import Phase
 from utils.store.rows import Candidates, Rationale, Scored
 from utils.training.score_caches import best_first
 
-SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
+SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
 BATCHES_PER_FILE = 64
 
 
