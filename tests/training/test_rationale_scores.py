@@ -204,11 +204,11 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
 
 
 def test_bge_m3_gives_the_same_vectors_compiled(tiny_bge_m3):
-    from utils.openvino_model import WORTHWHILE, CpuModel
+    from utils.openvino_model import WORTHWHILE, OpenVINOModel
     from utils.retrieval.encoder import BgeM3Encoder
 
     pytest.importorskip("openvino")
     texts = ["a word", "some more words than that", "and so on " * 60, *(f"passage {i} " * i for i in range(1, 30))]
     plain, compiled = (BgeM3Encoder(str(tiny_bge_m3), 256, texts=count) for count in (0, WORTHWHILE))
-    assert isinstance(compiled.model.model.model, CpuModel)
+    assert isinstance(compiled.model.model.model, OpenVINOModel)
     np.testing.assert_allclose(compiled.encode(texts, 8), plain.encode(texts, 8), atol=1e-6)

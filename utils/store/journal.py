@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from utils.config import UsageError
-from utils.ray_engine import Run
+from utils.ray_engine import MapParts
 from utils.store.files import dump_line, locked
 from utils.store.manifest import digest
 
@@ -186,7 +186,7 @@ def resume(
     items: list[Any],
     key: Callable[[Any], str],
     chunk: int,
-    work: Run,
+    work: MapParts,
     desc: str,
 ) -> None:
     """Do ``work`` on the items that the journal does not hold yet, a chunk at a time, with a bar.
