@@ -62,7 +62,8 @@ def main() -> int:
 
     from utils.store.passages import passages_path
     from utils.training.groups import write_training_file
-    from utils.training.rationale_scores import retrieval_scores, score_rationales
+    from utils.training.rationale_scores import score_rationales
+    from utils.training.score_caches import retrieval_scores
 
     cache = folder / args.method / "score_cache.jsonl"
     if args.method == "reason":

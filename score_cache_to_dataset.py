@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
-from utils.training.sampling import SAMPLERS
+from utils.method import SAMPLERS
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
     ("--reason_cache", {"help": "rationale scores [DATA_DIR/DATASET/reason/score_cache.jsonl]"}),
@@ -41,7 +41,7 @@ def main() -> None:
 
     from utils.store.passages import passages_path
     from utils.training.groups import write_training_file
-    from utils.training.score_cache import publish
+    from utils.training.score_caches import publish
 
     folder = dataset_dir(args)
     reason = Path(args.reason_cache or folder / "reason/score_cache.jsonl")
@@ -52,7 +52,7 @@ def main() -> None:
         retrieval_cache=retrieval,
         docs=docs_path(args),
         passages=passages,
-        output=args.output or training_lines_path(args),
+        output=Path(args.output or training_lines_path(args)),
         weight=args.reason_weight,
         sampling=args.sampling,
         topk=args.fusion_topk,

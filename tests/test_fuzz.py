@@ -32,7 +32,7 @@ from utils.store.records import read_parquet, read_records
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
 from utils.tables.experiment import read_experiment
 from utils.tables.paper_values import read_expected
-from utils.training.score_cache import fused_rankings, open_cache
+from utils.training.score_caches import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = 300  # of each of the three kinds, for each reader
@@ -53,8 +53,8 @@ RATIONALES = [row | {"reason": "because"} for row in QUESTIONS]
 
 
 def cache(path):
-    found = open_cache(path)
-    return list(fused_rankings(found, found, found, 0.5, Counter()))
+    found = open_cache(path, "reason")
+    return list(fused_rankings(found, found, 0.5, Counter()))
 
 
 def checked_as_input(path):

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from utils.training.fusion import descending, fuse, min_max
-from utils.training.sampling import SAMPLERS, SHIFT_RANKS, passages_needed
+from utils.method import SAMPLERS, SHIFT_RANKS, descending, fuse, min_max, passages_needed
 
 scores = arrays(np.float64, st.integers(1, 60), elements=st.floats(-1e6, 1e6))
 

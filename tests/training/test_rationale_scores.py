@@ -5,10 +5,11 @@ import pytest
 from conftest import SUBJECTS, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
-from utils.llm.rationales import scored_text
+from utils.method import scored_text
 from utils.store.files import lock_path, locked
 from utils.store.rows import Rationale
-from utils.training.rationale_scores import retrieval_scores, score_rationales
+from utils.training.rationale_scores import score_rationales
+from utils.training.score_caches import retrieval_scores
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def score(inputs, args, output="cache.jsonl"):
 
 def test_the_scored_text_shows_the_answers_as_a_python_list():
     row = Rationale(id="1", question="who?", golden_answers=["A", "B's"], reason="because")
-    assert scored_text(row) == """who?. ['A', "B's"]. because"""
+    assert scored_text(row.question, row.golden_answers, row.reason) == """who?. ['A', "B's"]. because"""
 
 
 def test_equal_to_one_encode_a_question(inputs, args):
@@ -79,7 +80,7 @@ def test_a_stopped_scoring_goes_on_where_it_was(inputs, args, monkeypatch):
     from utils.training import rationale_scores
 
     whole = score(inputs, args, "whole.jsonl")
-    monkeypatch.setattr(rationale_scores, "ENCODE_AT_ONCE", 1)
+    monkeypatch.setattr(rationale_scores, "BATCHES_PER_FILE", 1)
     inner, encoded = TextEncoder.encode, []
 
     def stop_at_fourth(self, texts, size=64):
@@ -168,19 +169,19 @@ def test_two_runs_of_one_dataset_are_refused(inputs, args):
 
 
 def test_embeddings_of_other_inputs_are_not_taken_whenever_their_removal_ends(inputs, args, monkeypatch):
-    from utils.retrieval import embedding_files
+    from utils.retrieval import encoder
 
     def end(folder):
-        (folder / embedding_files.MADE_WITH).unlink()
+        (folder / encoder.MADE_WITH).unlink()
         raise KeyboardInterrupt
 
     expected = score(inputs, args)
     folder = inputs.folder / "embeddings/passages"
     folder.mkdir(parents=True)
-    (folder / embedding_files.MADE_WITH).write_text("another key")
+    (folder / encoder.MADE_WITH).write_text("another key")
     np.save(folder / "00000.npy", np.zeros((12, 32), dtype=np.float32))
     with monkeypatch.context() as patch:
-        patch.setattr(embedding_files.shutil, "rmtree", end)
+        patch.setattr(encoder.shutil, "rmtree", end)
         with pytest.raises(KeyboardInterrupt):
             score(inputs, args, "again.jsonl")
     assert (folder / "00000.npy").exists()

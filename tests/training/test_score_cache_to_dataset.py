@@ -8,11 +8,10 @@ from conftest import ROOT, read_jsonl, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import utils.training.score_cache
 from utils.config import UsageError
-from utils.training.fusion import fuse
+from utils.method import fuse
 from utils.training.groups import write_training_file
-from utils.training.score_cache import QUESTIONS_AT_ONCE, fused_rankings, open_cache
+from utils.training.score_caches import fused_rankings, open_cache
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -223,19 +222,16 @@ def by_definition(reason, retrieval, weight):
         st.lists(st.tuples(st.integers(-5, 5), st.floats(-1e9, 1e9)), min_size=1, max_size=12), min_size=1, max_size=9
     ),
     weight=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
-    at_once=st.integers(1, 5),
 )
-def test_blocks_of_questions_rank_as_the_definition_does_for_each(tmp_path_factory, lists, weight, at_once):
+def test_questions_are_ranked_as_the_definition_says(tmp_path_factory, lists, weight):
     rows = [[], []]
     for number, pairs in enumerate(lists):
         ids = [f"p{i}" for i in range(len(pairs) + 2)]  # the last two see to it that there is an order
         for kind, ends in ((0, [6, -6]), (1, [2e9, -2e9])):
             scores = [float(pair[kind]) for pair in pairs] + ends
             rows[kind].append({"id": str(number), "query": f"q{number}", "passage_ids": ids, "scores": scores})
-    reason, retrieval = map(open_cache, caches(tmp_path_factory.mktemp("blocks"), *rows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils.training.score_cache, "QUESTIONS_AT_ONCE", at_once)
-        ranked = list(fused_rankings(reason, reason, retrieval, weight, Counter()))
+    reason, retrieval = (open_cache(path, "reason") for path in caches(tmp_path_factory.mktemp("ranked"), *rows))
+    ranked = list(fused_rankings(reason, retrieval, weight, Counter()))
     assert [question.query for question in ranked] == [row["query"] for row in rows[0]]
     assert [question.passages for question in ranked] == list(by_definition(*rows, weight))
 
@@ -250,8 +246,8 @@ def many(count):
     return rows, texts
 
 
-def test_questions_of_several_processes_come_out_in_order_and_are_all_counted(tmp_path):
-    rows, texts = many(2 * QUESTIONS_AT_ONCE + 5)  # the first has one score for all passages
+def test_questions_come_out_in_order_and_are_all_counted(tmp_path):
+    rows, texts = many(517)  # the first has one score for all passages
     write_jsonl(tmp_path / "docs.passages.jsonl", texts)
     lines, manifest = fuse_files(tmp_path, *caches(tmp_path, rows, rows[::-1]))
     assert [line["query"] for line in lines] == [row["query"] for row in rows[1:]]
@@ -261,8 +257,8 @@ def test_questions_of_several_processes_come_out_in_order_and_are_all_counted(tm
     assert manifest["facts"] == {"constant score lists": 0, "positives": len(lines), "negatives": 6 * len(lines)}
 
 
-def test_a_bad_line_is_named_from_another_process_too(tmp_path):
-    rows, texts = many(2 * QUESTIONS_AT_ONCE)
+def test_a_bad_last_line_is_named_and_leaves_no_file(tmp_path):
+    rows, texts = many(30)
     write_jsonl(tmp_path / "docs.passages.jsonl", texts)
     bad = [*rows[:-1], rows[-1] | {"scores": [1.0]}]
     with pytest.raises(UsageError, match=f"reason.jsonl:{len(rows)}: .*22 passage_ids but 1 scores"):

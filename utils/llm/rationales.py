@@ -1,4 +1,4 @@
-"""Rationales: the request that asks for one, and the text that is scored with it (RADIO, step 1 and 3)."""
+"""The request that asks an LLM for a rationale (RADIO, step 1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from utils.llm.types import Request, SizedIterable, request
-from utils.store.rows import Question, Rationale
+from utils.store.rows import Question
 
 
 class RationaleRequests:
@@ -44,11 +44,3 @@ def _prompt(row: Question, prompts: dict[str, str]) -> str | list[dict[str, str]
         {"role": "system", "content": prompts["rationale_system"]},
         {"role": "user", "content": prompts["rationale_user"].format(**fields)},
     ]
-
-
-def scored_text(row: Rationale) -> str:
-    """The text whose similarity to a passage is its rationale score.
-
-    The answers appear as a Python list does when printed, which is what the published scores were made with.
-    """
-    return f"{row.question}. {row.golden_answers}. {row.reason}"

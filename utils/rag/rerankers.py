@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
+from utils.method import descending
 from utils.openvino_model import with_openvino
 from utils.retrieval.flashrag_parts import BaseReranker
 from utils.store.rows import Candidates
-from utils.training.fusion import descending
 
 
 class LengthSortedReranker(BaseReranker):

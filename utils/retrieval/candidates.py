@@ -54,7 +54,7 @@ def retrieve(
     phase = Phase(output, inputs, settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
         return
-    from utils.retrieval.retrievers import FlatRetriever  # takes seconds, which a finished phase need not wait for
+    from utils.retrieval.retrievers import FlatRetriever  # takes seconds, for which a finished phase need not wait
 
     retriever = FlatRetriever(args, topk, len(questions))
 
@@ -137,8 +137,8 @@ def check_retrieval_inputs(args: argparse.Namespace) -> None:
                 f"{args.retrieval_method} gives its queries no prefix; use --retrieval_method {family}"
             )
     manifest = manifest_path(Path(args.index_path))
-    made = read_manifest(manifest) if manifest.exists() else {UNFINISHED: ""}
-    if UNFINISHED in made:  # `Phase` refuses an unfinished index
+    made = read_manifest(manifest) if manifest.exists() else None
+    if made is None or UNFINISHED in made:  # `Phase` refuses an unfinished index
         return
     for flag in ("retriever_path", "corpus_path"):
         if fingerprint(value := getattr(args, flag)) not in made["inputs"].values():

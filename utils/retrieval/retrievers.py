@@ -20,7 +20,7 @@ from utils.store.files import parse_row
 from utils.store.rows import Passage
 
 # FlashRAG's settings that stay off.
-OFF = ("save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker", "use_sentence_transformer")
+OFF = "save_retrieval_cache use_retrieval_cache retrieval_cache_path use_reranker use_sentence_transformer".split()
 
 
 class FlatRetriever(DenseRetriever):

@@ -1,4 +1,4 @@
-"""Fine-tune a reranker with FlagEmbedding; run_finetune.sh is the way in.
+"""Fine-tune a reranker with FlagEmbedding; run_finetune.sh runs this module.
 
     sh run_finetune.sh
     sh run_finetune.sh --dataset nq --base_model BAAI/bge-reranker-base --nproc_per_node 4
@@ -9,9 +9,9 @@ reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
 writes  --output_dir, a Hugging Face folder, once training has ended well; until then
         OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
 
-The training file and the settings are checked before a model loads. The pair limit is
---query_max_len + --passage_max_len: FlagEmbedding accepts --max_len and ignores it. Several nodes share
-the folders, by which all go on from the same checkpoint; the node of rank 0 writes.
+The training file and the settings are checked before a model loads. A question-passage pair has at most
+--query_max_len + --passage_max_len tokens: FlagEmbedding accepts --max_len and ignores it. Several nodes use the same
+folders on a shared file system; the node of rank 0 writes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from utils.store.manifest import Phase
 from utils.store.rows import TrainingGroup
 
 MODULE = "utils.training.train_reranker"
-COMPLETE = "complete"  # a checkpoint folder has this file when it is whole
-MADE_WITH = ".made_with"  # an unfinished folder's file that tells what it is made with; no fingerprint counts it
-TRAINED = ".trained"  # its mark that training has ended well
+COMPLETE = "complete"  # this file in a checkpoint's folder says that the checkpoint is whole
+MADE_WITH = ".made_with"  # this file in an unfinished folder names inputs and settings; fingerprints skip dot files
+TRAINED = ".trained"  # this file says that training has ended well
 PARENT = "TRAINING_PID"  # environment variable: the process that training must not outlive
 # Passed on under FlagEmbedding's and transformers' own names.
 PASSED_ON = (
@@ -44,35 +44,37 @@ TRAINING_SETTINGS = (*PASSED_ON, "precision", "nproc_per_node")
 
 
 def main() -> int:
-    """Check, train, and put the model in its place; returns the exit code."""
+    """Parse the command line and fine-tune; return the exit code."""
     args = phase_arguments(__doc__, ["finetune"])
     select_devices(args)
+    return fine_tune(Path(args.train_data or training_lines_path(args)), checkpoint_path(args), args)
+
+
+def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
+    """Check, train, and give the model its name; return the exit code."""
     starter = launcher(args)
-    train_data = Path(args.train_data or training_lines_path(args))
-    output = checkpoint_path(args)
     settings = settings_of(args, *TRAINING_SETTINGS)
-    if args.nnodes > 1:  # unmentioned otherwise: the manifests of older models do not have it
+    if args.nnodes > 1:  # left out otherwise, so that manifests of earlier versions still match
         settings["nnodes"] = args.nnodes
     phase = Phase(output, [train_data, args.base_model], settings, folder=True)
     if phase.manifest.exists() and not args.node_rank:
         remove_marks(output)
     if phase.is_done(args.overwrite):
         return 0
-    if _made_with(output) != phase.key and _is_foreign(output, phase.manifest):
+    if _made_with(output) != phase.key and output.exists() and any(output.iterdir()) and not phase.manifest.exists():
         raise UsageError(f"{output} is not empty and was not made by this script; choose another --output_dir")
     groups = check_training_file(train_data, args)
     base_model = local_model(args.base_model)
     check_pair_length(base_model, args)
 
     unfinished = output.with_name(f"{output.name}.unfinished")
+    command = [*starter, *training_command(args, base_model, train_data, unfinished)]
     if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
-        command = [*starter, *training_command(args, base_model, train_data, unfinished)]
         return train(command, unfinished)
     with locked(lock_path(unfinished)):
         if _made_with(output) != phase.key:
             prepare(unfinished, phase.key)
             if not (unfinished / TRAINED).exists():
-                command = [*starter, *training_command(args, base_model, train_data, unfinished)]
                 if train(command, unfinished):
                     return 1
                 (unfinished / TRAINED).touch()
@@ -98,9 +100,10 @@ def train(command: list[str], unfinished: Path) -> int:
 
 
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
-    """Give a trained model its name; its marks stay until then, so that no kill costs the training.
+    """Give a trained model its name.
 
-    The manifest of an earlier model goes with that model: beside the new one it would pass for its own.
+    Its marks stay until the manifest is written, so that no kill costs the training. The manifest of an earlier model
+    goes with that model: beside the new one it would pass for its own.
     """
     for checkpoint in unfinished.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -114,19 +117,14 @@ def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
 
 
 def remove_marks(output: Path) -> None:
-    """A folder with a manifest needs none."""
+    """Remove the marks of a folder that has a manifest."""
     for mark in (TRAINED, MADE_WITH):
         (output / mark).unlink(missing_ok=True)
 
 
 def _made_with(folder: Path) -> str | None:
-    """What an unfinished folder is made with; None for a finished one, or one that is not there."""
     mark = folder / MADE_WITH
     return mark.read_text() if mark.exists() else None
-
-
-def _is_foreign(output: Path, manifest: Path) -> bool:
-    return output.exists() and any(output.iterdir()) and not manifest.exists()
 
 
 def prepare(unfinished: Path, key: str) -> None:
@@ -141,23 +139,22 @@ def prepare(unfinished: Path, key: str) -> None:
 
 
 def checkpoint_to_resume(folder: Path) -> str | None:
-    """The last whole checkpoint of an unfinished training; a kill while one is written leaves it without its mark."""
+    """Return the last whole checkpoint of an unfinished training; a kill during its writing leaves it without mark."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def check_training_file(path: Path, args: argparse.Namespace) -> int:
-    """Read every line before a model loads; returns the number of groups.
+    """Read every line before a model loads, and return the number of groups.
 
     Raises:
-        UsageError: missing file, malformed line, a line without positives or negatives, or fewer
-            lines than one batch over all processes.
+        UsageError: a missing file, a malformed line, one without positives or negatives, or fewer lines than one batch
+            over all processes.
     """
-    made_by = "python score_cache_to_dataset.py --dataset NAME"
     if path.suffix not in (".json", ".jsonl"):
         raise UsageError(f"{path}: FlagEmbedding reads training files whose name ends in .jsonl or .json, no others")
     groups, repeated = 0, 0
-    for number, raw in read_jsonl(path, made_by):
+    for number, raw in read_jsonl(path, "python score_cache_to_dataset.py --dataset NAME"):
         group = parse_row(raw, TrainingGroup, f"{path}:{number}")
         for field, texts in (("pos", group.pos), ("neg", group.neg)):
             if not texts:
@@ -178,7 +175,7 @@ def check_training_file(path: Path, args: argparse.Namespace) -> int:
 
 
 def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
-    """Refuse a pair that the model has no positions for: it would fail, or read garbage, mid-training."""
+    """Refuse pairs for which the model has no positions: training would fail, or read garbage."""
     from transformers import AutoConfig, AutoTokenizer
 
     trust = args.base_model in args.trust_remote_code
@@ -192,10 +189,10 @@ def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
 
 
 def launcher(args: argparse.Namespace) -> list[str]:
-    """The words that start a module here, by torchrun if there are several processes or nodes.
+    """Return the words that start a module here, by torchrun if there are several processes or nodes.
 
     Raises:
-        UsageError: several nodes without a place to meet, or a rank that none of them has.
+        UsageError: several nodes without --master, or a rank out of range.
     """
     if not 0 <= args.node_rank < args.nnodes:
         raise UsageError(f"--node_rank {args.node_rank} must be below --nnodes {args.nnodes}; they count from 0")
@@ -214,7 +211,7 @@ def launcher(args: argparse.Namespace) -> list[str]:
 
 
 def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
-    """The module and FlagEmbedding's flags for these settings."""
+    """Return the training module and FlagEmbedding's flags for these settings."""
     on_cpu = torch_device() == "cpu"
     if args.precision not in ("fp16", "bf16", "fp32"):
         raise UsageError(f"--precision {args.precision!r} is none of fp16, bf16, fp32")
@@ -222,7 +219,7 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
     if on_cpu and (precision == "fp16" or not cpu_has_bf16()):
         precision = "fp32"
     if precision != args.precision:
-        print(f"{args.precision} training is not for this processor; training in fp32")
+        print(f"this processor cannot train in {args.precision}; training in fp32")
     settings = {key: str(value) for key, value in settings_of(args, *PASSED_ON).items()}
     settings |= {
         "model_name_or_path": base_model,
@@ -232,7 +229,7 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         "save_strategy": "steps",
         "save_steps": str(args.checkpoint_steps),
         "save_total_limit": "2",
-        "dataloader_drop_last": "True",
+        "dataloader_drop_last": "True",  # a short last batch would crash or regroup in FlagEmbedding
         "report_to": "none",
     }
     if precision != "fp32":

@@ -1,14 +1,14 @@
-"""FlagEmbedding's reranker training, able to go on after a kill; utils/training/finetune.py is the way in.
+"""Run FlagEmbedding's reranker training so that it can be resumed; utils/training/finetune.py starts it.
 
     python -m utils.training.train_reranker    (the arguments of FlagEmbedding.finetune.reranker.encoder_only.base)
 
-Everything that trains is FlagEmbedding's. Two things are put right here, so that a resumed training ends
-with the same weights, bit for bit on the same machine, as one that was never stopped:
+All training is FlagEmbedding's. Two faults are mended, so that a resumed training ends with the same weights, bit for
+bit on the same machine, as one that was never stopped:
 
-- its checkpoints hold the inner model's weights, which transformers' Trainer then looks for under the wrapper's
-  names, finds none of, and goes on without a word from the base model's;
-- its dataset draws passages from Python's global generator while the data loader reads ahead, so that what
-  is drawn depends on where the training was stopped. Here it depends on seed, epoch and line alone.
+- Its checkpoints hold the inner model's weights. On resuming, transformers' Trainer looks for them under the wrapper's
+  names, finds none, and silently goes on from the base model's weights.
+- Its dataset draws passages from Python's global random generator while the data loader reads ahead, so the draw
+  depends on where training was stopped. Here it depends on seed, epoch and line alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from utils.training.finetune import COMPLETE, PARENT, checkpoint_to_resume
 
 
 class EpochDataset(AbsRerankerTrainDataset):
-    """Draws a line's passages by seed, epoch and line."""
+    """A training file whose passages are drawn by seed, epoch and line."""
 
     seed = 0
     epoch = 0
@@ -51,18 +51,18 @@ class EpochDataset(AbsRerankerTrainDataset):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the dataset which epoch it is; accelerate does so only on one process."""
+    """Tell the dataset the epoch; accelerate does so only on one process."""
 
     def __init__(self, dataset: EpochDataset) -> None:
         self._dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Before the epoch's first batch is read; mid-epoch when resumed."""
+        """Set the epoch before its first batch is read, also when training resumes in mid-epoch."""
         self._dataset.epoch = int(state.epoch + 1e-6)
 
 
 class ResumableTrainer(EncoderOnlyRerankerTrainer):
-    """FlagEmbedding's trainer, whose checkpoints are read back, and marked when they are whole."""
+    """FlagEmbedding's trainer with checkpoints that are read back, and marked once they are whole."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
@@ -71,7 +71,7 @@ class ResumableTrainer(EncoderOnlyRerankerTrainer):
         inner.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"), strict=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The last batch leaves its padding and truncation in the tokenizer, and so in tokenizer.json.
+        # The last batch leaves its padding and truncation in the tokenizer; they must not get into tokenizer.json.
         if isinstance(self.processing_class, PreTrainedTokenizerFast):
             self.processing_class.backend_tokenizer.no_padding()
             self.processing_class.backend_tokenizer.no_truncation()
@@ -79,7 +79,7 @@ class ResumableTrainer(EncoderOnlyRerankerTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # every process writes the state of its random numbers
+        self.accelerator.wait_for_everyone()  # every process writes its random state into the folder
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             for path in folder.iterdir():
@@ -89,16 +89,16 @@ class ResumableTrainer(EncoderOnlyRerankerTrainer):
 
 
 class Runner(EncoderOnlyRerankerRunner):
-    """FlagEmbedding's runner with these parts."""
+    """FlagEmbedding's runner with the dataset and the trainer above."""
 
     def load_train_dataset(self) -> EpochDataset:
-        """The training lines."""
+        """Return the training lines."""
         dataset = EpochDataset(args=self.data_args, tokenizer=self.tokenizer)
         dataset.seed = self.training_args.seed
         return dataset
 
     def load_trainer(self) -> ResumableTrainer:
-        """The trainer."""
+        """Return the trainer."""
         return ResumableTrainer(
             model=self.model,
             args=self.training_args,
@@ -110,10 +110,10 @@ class Runner(EncoderOnlyRerankerRunner):
 
 
 def end_with(process: int) -> None:
-    """End this process when that one is gone: killed, it cannot end torchrun's workers, which would train on."""
+    """End this process when its parent is gone: a killed parent cannot end torchrun's workers, which would train on."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process)
-        # A dead process that nobody has asked for its exit code, as in some containers, keeps its number.
+        # In some containers nobody collects a dead process; it stays as a zombie.
         while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.5)
     os._exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from utils.method import descending, fuse
 from utils.rag.metrics import relevance
 from utils.store.files import parse_row, read_jsonl, read_rows
 from utils.store.lookup import LineIndex
@@ -12,8 +13,7 @@ from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
-from utils.training.fusion import descending, fuse
-from utils.training.score_cache import open_cache
+from utils.training.score_caches import open_cache
 
 Texts = dict[str, str]
 
@@ -34,7 +34,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
     docs, folder = plan.train_docs(run), plan.train_folder(run)
     texts = PassageTexts(passages_path(docs))
     shown: Texts = {}
-    retrieval = open_cache(folder / "retrieval/score_cache.jsonl")
+    retrieval = open_cache(folder / "retrieval/score_cache.jsonl", "retrieval")
     reasons = read_rows(folder / "reason/train_with_reason.jsonl", Rationale)
     scores = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
     candidates = LineIndex(docs, lambda row: str(row["id"]))
