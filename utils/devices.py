@@ -75,17 +75,13 @@ def in_batches(
     work: Callable[[Sequence[Item]], None],
     need: Callable[[Item], int] = lambda _: 1,
 ) -> int:
-    """Do ``work`` on consecutive batches; halve a batch that does not fit into GPU memory, and say so.
+    """Do ``work`` on consecutive batches, halve one that does not fit into GPU memory, and return the room that fits.
 
     Args:
-        items: the largest first. A batch is padded to its first item, so it takes only items of at least three
-            quarters of that size.
+        items: the largest first. A batch is padded to its first item, and takes none below three quarters of its size.
         room: size of a batch at the start, in the unit of ``need``; a batch has at least one item.
-        work: may see items again that were in a batch it failed on.
+        work: sees the items of a batch that did not fit again.
         need: size of an item; by default 1, so that ``room`` counts items.
-
-    Returns:
-        The room that worked, for the caller's next call.
     """
     import torch
 
@@ -123,10 +119,8 @@ def pretrained(auto: Any, path: str, trust: bool, **options: Any) -> Any:
     except ValueError as error:
         if trust or "trust_remote_code" not in str(error):
             raise
-        raise UsageError(
-            f"{path} brings its own Python code, which would run with your rights. If you trust it: "
-            "--trust_remote_code NAME, with the name or path as it is given"
-        ) from None
+        fault = f"{path} brings its own Python code, which would run with your rights"
+        raise UsageError(f"{fault}. If you trust it: --trust_remote_code NAME, as the model is given") from None
 
 
 def longest_input(tokenizer: Any, config: Any) -> int:

@@ -41,22 +41,21 @@ def with_openvino(model: Any, tokenizer: Any, output: str, texts: int) -> Any:
     Args:
         model: a transformers model in fp32.
         tokenizer: the model's tokenizer.
-        output: the output that is used: ``last_hidden_state`` or ``logits``.
-        texts: about how many the whole phase has. The choice hangs on this alone, so that a resumed run makes the
-            same choice.
+        output: the one output that is used: ``last_hidden_state`` or ``logits``.
+        texts: about how many the whole phase has, not what is left of it: a resumed run makes the same choice.
     """
     if texts < WORTHWHILE or torch_device() != "cpu" or find_spec("openvino") is None:
         return model
     try:
         compiled = _compiled(model, tokenizer, output)
+        difference = _difference(model, compiled, tokenizer, output)
+        if difference <= ROUNDING:
+            return compiled
+        fault = f"OpenVINO's numbers differ from torch's by {difference:.1e}"
     except Exception as error:  # whatever OpenVINO's converter does not know about a model
-        print(f"note: OpenVINO cannot convert this model ({type(error).__name__}); torch runs it", file=sys.stderr)
-        return model
-    difference = _difference(model, compiled, tokenizer, output)
-    if not difference <= ROUNDING:  # NaN too
-        print(f"note: OpenVINO's numbers differ from torch's by {difference:.1e}; torch runs it", file=sys.stderr)
-        return model
-    return compiled
+        fault = f"OpenVINO cannot convert this model ({type(error).__name__})"
+    print(f"note: {fault}; torch runs it", file=sys.stderr)
+    return model
 
 
 def import_openvino() -> Any:

@@ -75,6 +75,25 @@ def test_each_passage_is_encoded_once(inputs, args, monkeypatch):
     assert len(seen) == len(set(seen)) == len(used) + len(inputs.docs)
 
 
+def test_passages_of_equal_text_get_one_score_whatever_batch_they_are_in(inputs, args, monkeypatch):
+    from utils.training import rationale_scores
+
+    monkeypatch.setattr(rationale_scores, "BATCHES_PER_FILE", 1)
+    texts = inputs.texts | {f"twin{i}": inputs.texts["p8"] for i in range(3)}
+    write_jsonl(inputs.folder / "docs.passages.jsonl", [{"id": k, "contents": v} for k, v in texts.items()])
+    twins = ["twin0", "p1", "twin1", "p15", "p22", "p8", "twin2"]
+    for doc in inputs.docs:
+        doc["passage_ids"] = twins + [pid for pid in doc["passage_ids"] if pid not in twins]
+        doc["scores"] = [1.0] * len(doc["passage_ids"])
+    write_jsonl(inputs.folder / "docs.jsonl", inputs.docs)
+    for row in score(inputs, args):
+        found = [
+            (pid, s) for pid, s in zip(row["passage_ids"], row["scores"], strict=True) if texts[pid] == texts["p8"]
+        ]
+        assert [pid for pid, _ in found] == ["twin0", "twin1", "p8", "twin2"]
+        assert len({score for _, score in found}) == 1
+
+
 def test_a_stopped_scoring_goes_on_where_it_was(inputs, args, monkeypatch):
     from utils.retrieval.encoder import TextEncoder
     from utils.training import rationale_scores

@@ -20,7 +20,7 @@ from utils.store.files import parse_row
 from utils.store.rows import Passage
 
 # FlashRAG's settings that stay off.
-OFF = "save_retrieval_cache use_retrieval_cache retrieval_cache_path use_reranker use_sentence_transformer".split()
+OFF = ("save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker")
 
 
 class FlatRetriever(DenseRetriever):
@@ -39,8 +39,8 @@ class FlatRetriever(DenseRetriever):
 
     def __init__(self, args: argparse.Namespace, topk: int, queries: int = 0) -> None:
         self._args, self._queries = args, queries
-        own = {"retrieval_topk": topk, "retrieval_model_path": args.retriever_path}
-        super().__init__(vars(without_secrets(args)) | own | dict.fromkeys(OFF, False))
+        config = vars(without_secrets(args)) | dict.fromkeys(OFF, False) | {"use_sentence_transformer": False}
+        super().__init__(config | {"retrieval_topk": topk, "retrieval_model_path": args.retriever_path})
         if self.index.ntotal != len(self.corpus):
             raise UsageError(
                 f"{args.index_path} holds {self.index.ntotal} vectors but {args.corpus_path} has {len(self.corpus)} "
