@@ -39,15 +39,13 @@ def retrieve(
 
     Args:
         questions: rows to retrieve for.
-        args: the ``retrieval`` section's settings and ``overwrite``.
+        args: the ``retrieval`` and ``engine`` sections' settings, and ``overwrite``.
         topk: passages per question.
         output: JSON lines of `Candidates`; the texts go to `passages_path`.
         dropped: rows of the questions' file that were left out, for the manifest.
     """
-    settings = settings_of(args, *RETRIEVAL_SETTINGS) | {
-        "topk": topk,
-        "questions": digest([(row.id, row.question) for row in questions]),
-    }
+    asked = digest([(row.id, row.question) for row in questions])
+    settings = settings_of(args, *RETRIEVAL_SETTINGS) | {"topk": topk, "questions": asked}
     check_retrieval_inputs(args)
     journal_path = output.with_suffix(".journal.jsonl")
     inputs = [args.index_path, args.corpus_path, args.retriever_path]
@@ -71,12 +69,8 @@ def retrieve(
         ids, copy_of = write_passages(retriever, rows, output)
         write_lines(output, (_candidates(row, **journal[row.id], ids=ids, copy_of=copy_of) for row in questions))
         short = sum(len(journal[question.id]["rows"]) < topk for question in questions)
-        phase.finish(
-            len(questions),
-            dropped,
-            beside=[passages_path(output)],
-            facts={"passages": len(ids), f"questions with fewer than {topk}": short},
-        )
+        facts = {"passages": len(ids), f"questions with fewer than {topk}": short}
+        phase.finish(len(questions), dropped, beside=[passages_path(output)], facts=facts)
         journal.delete()
 
 
@@ -117,11 +111,8 @@ def _candidates(
         best.setdefault(copy_of.get(row, row), rank)
     rank_of = {row: best[copy_of.get(row, row)] for row in rows}
     ranked = sorted(rows, key=lambda row: (rank_of[row], row))
-    return Candidates(
-        **question.model_dump(),
-        passage_ids=[ids[row] for row in ranked],
-        scores=[scores[rank_of[row]] for row in ranked],
-    )
+    shared = [scores[rank_of[row]] for row in ranked]
+    return Candidates(**question.model_dump(), passage_ids=[ids[row] for row in ranked], scores=shared)
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:

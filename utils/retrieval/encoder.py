@@ -114,8 +114,7 @@ class BgeM3Encoder:
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
         """Encode texts; FlagEmbedding sorts them by length itself."""
-        options = {"batch_size": batch_size, "max_length": self.max_length}
-        found = encode_distinct(texts, lambda distinct: self.model.encode(distinct, **options)["dense_vecs"])
+        found = encode_distinct(texts, lambda t: self.model.encode(t, batch_size, self.max_length)["dense_vecs"])
         return np.asarray(found, dtype=np.float32)
 
 

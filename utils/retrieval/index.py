@@ -48,9 +48,8 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
         prepare_folder(folder, f"{phase.key} {args.index_shard_size}")
         with open(corpus, "rb") as lines:
             blocks = corpus_blocks(lines, args.index_shard_size)
-        shards = {
-            folder / f"{number:05d}.npy": list(part) for number, part in groupby(blocks, lambda block: block.shard)
-        }
+        by_shard = groupby(blocks, lambda block: block.shard)
+        shards = {folder / f"{number:05d}.npy": list(part) for number, part in by_shard}
         size, dimension = sum(map(len, blocks)), model_dimension(args.retriever_path)
         left = sum(len(block) for path, part in shards.items() if not path.exists() for block in part)
         # The index and its shards stand on the disk together: 2 x 65 GB for wiki18.

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -38,8 +39,8 @@ def stored_type(index: Any) -> torch.dtype | None:
 class BlockIndex:
     """The vectors of an index file, which a search reads once, whatever the number of queries.
 
-    Memory holds two blocks of vectors and the scores of one. (faiss's memory map of a file larger than memory is read
-    ten times slower.) On GPUs the vectors stay if they fit. Scores are computed in fp32.
+    Memory holds two blocks of vectors and one block's scores, in fp32; on GPUs the vectors stay if they fit. faiss's
+    memory map is ten times slower if the file is larger than memory.
 
     Args:
         path: a file whose `stored_type` is known.
@@ -49,11 +50,7 @@ class BlockIndex:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        devices: Sequence[str] = ("cpu",),
-        keep: bool = False,
-        rows: range | None = None,
+        self, path: str | Path, devices: Sequence[str] = ("cpu",), keep: bool = False, rows: range | None = None
     ) -> None:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         dtype = stored_type(index)
