@@ -54,9 +54,9 @@ def main() -> None:
 def _openvino() -> Callable[[], object]:
     import torch
 
-    from utils.openvino_model import quiet_openvino
+    from utils.openvino_model import import_openvino
 
-    openvino = quiet_openvino()
+    openvino = import_openvino()
     layer = openvino.convert_model(torch.nn.Linear(INNER, OUTER, bias=False), example_input=torch.randn(ROWS, INNER))
     compiled = openvino.Core().compile_model(layer, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     rows = np.random.default_rng(0).standard_normal((ROWS, INNER), dtype=np.float32)

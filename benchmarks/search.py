@@ -151,7 +151,7 @@ def on_gpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
         rows[way] = index.search(queries, TOPK)[1]
 
     kept = BlockIndex(path, ["cuda:0"])
-    utils.retrieval.search.SHARE_OF_GPU = 0.0
+    utils.retrieval.search.GPU_SHARE = 0.0
     streamed = BlockIndex(path, ["cuda:0"])
     ways = {"in blocks": lambda: search("in blocks", streamed), "on the GPU": lambda: search("on the GPU", kept)}
     result = side_by_side(ways, args.repeats)

@@ -21,7 +21,7 @@ from utils.config import UsageError, settings_of, without_secrets
 from utils.rag.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
 from utils.rag.statistics import Interval, bootstrap
 from utils.rag.trec import write_qrels, write_run
-from utils.ray_engine import make_engine
+from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS
 from utils.store.files import atomic
 from utils.store.journal import Journal, resume
@@ -96,7 +96,7 @@ class RagPipeline:
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
         pairs = sum(len(row.passage_ids) for row in candidates)
-        run = make_engine(args).start(functools.partial(RerankWork, without_secrets(args), pairs))
+        run = start_workers(args, functools.partial(RerankWork, without_secrets(args), pairs))
 
         def work(chunks: Iterable[list[Candidates]]) -> Iterator[tuple[int, Any]]:
             return run([(row, [texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 from utils.method import descending
-from utils.openvino_model import fastest
+from utils.openvino_model import with_openvino
 from utils.retrieval.flashrag_parts import BaseReranker
 from utils.store.rows import Candidates
 
@@ -41,7 +41,7 @@ class LengthSortedReranker(BaseReranker):
         self._fits = sys.maxsize  # pairs at once, as far as is known
         self._half = half_precision() if args.use_fp16 else None
         if self._half is None:
-            self.ranker = fastest(self.ranker, self.tokenizer, "logits", pairs)
+            self.ranker = with_openvino(self.ranker, self.tokenizer, "logits", pairs)
         else:
             _keep_fp32(self.ranker.classifier if hasattr(self.ranker, "classifier") else self.ranker.score)
 
