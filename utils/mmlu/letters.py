@@ -7,7 +7,7 @@ read as answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LETTER = r"([A-Da-d])(?!\w)"
 
@@ -87,6 +87,15 @@ def parse_letter(text: str) -> str | None:
     if labels:
         return _only(labels)
     return _only({*_labels(_OPTION, text), *_CLOSING.findall(text)})
+
+
+def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
+    """Return exact match of the option letter per question; an unparsable answer is wrong.
+
+    FlashRAG's normalisation deletes "a" as an article, so its EM cannot tell option A from nothing.
+    """
+    pairs = list(zip(predictions, answers, strict=True))
+    return {"em": [float(parse_letter(prediction) in gold) for prediction, gold in pairs]}
 
 
 def _labels(pattern: re.Pattern[str], text: str) -> Iterator[str]:
