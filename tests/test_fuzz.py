@@ -16,7 +16,7 @@ from conftest import questions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extras.probe import read_probes
+from extras.injection_probe import read_probes
 from utils.config import UsageError, load_config
 from utils.llm.batch import read_state
 from utils.llm.client import retry_after

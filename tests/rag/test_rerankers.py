@@ -58,6 +58,21 @@ def test_equal_scores_keep_the_retrievers_order(args):
     assert len(set(scores[0])) == 1
 
 
+def test_a_pair_is_scored_once_whatever_its_copies(args, task):
+    """A pair's last digits depend on the batch it is in, so copies must not be in two."""
+    from utils.rag.rerankers import LengthSortedReranker
+
+    reranker, seen = LengthSortedReranker(args), []
+    inner = reranker.ranker.forward
+    reranker.ranker.forward = lambda **inputs: (seen.append(len(inputs["input_ids"])), inner(**inputs))[1]
+    texts = [f"words {'and more ' * (i % 5)}" for i in range(15)]
+    scores = reranker.get_rerank_scores(["one", "two", "one"], [texts, texts[:7], texts[:2]], 4)
+    assert sum(seen) == 5 + 5
+    assert scores[:5] == scores[5:10] == scores[10:15]
+    assert scores[15:20] != scores[:5]
+    assert scores[22:] == scores[:2]
+
+
 def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task, monkeypatch):
     from utils.rag import rerankers
     from utils.rag.rerankers import LengthSortedReranker
