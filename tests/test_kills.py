@@ -3,19 +3,20 @@
 Run with ``-s`` to see the figures of docs/reliability.md.
 """
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
+from forked import Forked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 KILLS = 20
 # What only describes how the files came to be, or is scrap of a kill that the next run may leave.
 ASIDE = (".manifest.json", ".journal.jsonl", ".lock", ".part", ".done")
@@ -40,8 +41,8 @@ def phase_of(name, models, url):
     rag += ["--rerank_max_length", "64", "--max_tokens", "4"]
     ask, local = ["--base_url", url, "--concurrency", "8"], ["--generator_batch_size", "2"]
     finetune = [
-        "run_finetune.sh", "--train_data", "lines.jsonl", "--base_model", models["reranker"], "--output_dir",
-        "checkpoints/own", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1",
+        "-m", "utils.training.finetune", "--train_data", "lines.jsonl", "--base_model", models["reranker"],
+        "--output_dir", "checkpoints/own", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1",
         "--checkpoint_steps", "5", "--num_train_epochs", "3", "--logging_steps", "20",
     ]  # fmt: skip
     return {
@@ -106,13 +107,9 @@ OUTPUTS = {
 
 
 def start(words, folder):
-    first, *rest = (str(word) for word in words)
-    command = ["sh", str(ROOT / first)] if first.endswith(".sh") else [sys.executable, str(ROOT / first)]
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
-    with open(folder / "log.txt", "ab") as log:
-        return subprocess.Popen(
-            [*command, *rest], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+    """Forked with every import made, so that each kill hits the phase's work and none the seconds before it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
+    return Forked(words, folder, environment, folder / "log.txt", folder / "log.txt")
 
 
 def made(folder, names):
@@ -166,7 +163,9 @@ def test_a_phase_that_is_killed_again_and_again_makes_the_same_files(name, input
                 if tries == 1:  # the run left alone was slower: later kills must not come after the end
                     duration = min(duration, time.monotonic() - began)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has no process group yet
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
                 kills += 1
         if not finished:
