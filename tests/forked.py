@@ -73,7 +73,7 @@ def _run(words: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: s
         import datasets
 
         datasets.config.HF_DATASETS_CACHE = Path(env["HF_HOME"]) / "datasets"
-    real = subprocess.run
+    real = subprocess.run  # fine-tuning trains in a process of its own, which would make all imports again
     subprocess.run = lambda command, **options: (_run_module if _is_own(command) else real)(command, **options)
     _run_main(words)
 
