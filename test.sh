@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
-# Set up what is needed and run every check:   bash test.sh [pytest's arguments]
-#   bash test.sh -m 'not slow'     the fast suite, for every day
+# Set up what is needed and run every check but the long tests:   bash test.sh [--fast | --all] [pytest's arguments]
+#   --fast    without the slow tests (-m 'not slow' does the same)
+#   --all     with the long ones too: 20 kills of each phase, Ray nodes that die, whole profiles
 set -euo pipefail
 cd "$(dirname "$0")"
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
+which='not long'
+case ${1:-} in
+  --fast) which='not slow'; shift ;;
+  --all) which=''; shift ;;
+esac
+# One thread per process: there are as many processes as cores.
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1
 bash reproduce.sh --only_install
 python=.venv/bin/python
-stamp=.venv/.installed-dev wanted=$(cat requirements/dev.txt requirements/scale.txt | cksum)
+stamp=.venv/.installed-dev wanted=$(cat requirements.txt requirements/*.txt | cksum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   $python -m pip install --quiet -r requirements/dev.txt
   echo "$wanted" >$stamp
@@ -14,4 +21,5 @@ fi
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy utils quickstart extras ./*.py
-$python -m pytest "$@"
+.venv/bin/lint-imports
+$python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "$which" "$@"

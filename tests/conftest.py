@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +27,15 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Run the files with the longest tests first, so that two processes end at about the same time."""
+    weight = {}
+    for item in items:
+        here = 2 * (item.get_closest_marker("long") is not None) + (item.get_closest_marker("slow") is not None)
+        weight[item.path] = max(weight.get(item.path, 0), here)
+    items.sort(key=lambda item: -weight[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +70,11 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
     def run(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
         if words[0] in IN_PROCESS:
             return run_here([str(word) for word in words], cwd, env)
-        return subprocess.run(
-            command(words), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300
-        )
+        if str(words[0]).endswith(".sh"):
+            return subprocess.run(
+                command(words), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300
+            )
+        return forked.run(words, cwd, environment(env))
 
     return run
 
@@ -95,7 +107,9 @@ def run_here(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Com
 def start_script() -> Callable[..., subprocess.Popen]:
     """Start one of the project's scripts in a process group of its own, to be killed."""
 
-    def start(*words: object, cwd: Path, **env: str) -> subprocess.Popen:
+    def start(*words: object, cwd: Path, **env: str) -> subprocess.Popen | forked.Forked:
+        if not str(words[0]).endswith(".sh"):
+            return forked.Forked(words, cwd, environment(env), os.devnull, os.devnull)
         return subprocess.Popen(
             command(words), cwd=cwd, env=environment(env), stdout=-3, stderr=-3, start_new_session=True
         )
@@ -105,9 +119,7 @@ def start_script() -> Callable[..., subprocess.Popen]:
 
 def command(words: tuple[object, ...]) -> list[str]:
     first, *rest = (str(word) for word in words)
-    if first.endswith(".sh"):
-        return ["sh", str(ROOT / first), *rest]
-    return [sys.executable, *([first] if first == "-m" else [str(ROOT / first)]), *rest]
+    return ["sh", str(ROOT / first), *rest]
 
 
 def environment(own: dict[str, str]) -> dict[str, str]:
@@ -175,14 +187,12 @@ def corpus(tmp_path_factory) -> Path:
 def index(tmp_path_factory, corpus, tiny_encoder) -> Path:
     """The corpus's Flat index, built by FlashRAG's builder with the published flags: the reference."""
     folder = tmp_path_factory.mktemp("index")
-    subprocess.run(
-        [
-            sys.executable, "-m", "flashrag.retriever.index_builder", "--retrieval_method", "e5",
-            "--model_path", str(tiny_encoder), "--corpus_path", str(corpus), "--save_dir", f"{folder}/",
-            "--max_length", "512", "--batch_size", "512", "--pooling_method", "mean", "--faiss_type", "Flat",
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    words = [
+        "-m", "flashrag.retriever.index_builder", "--retrieval_method", "e5",
+        "--model_path", tiny_encoder, "--corpus_path", corpus, "--save_dir", f"{folder}/",
+        "--max_length", "512", "--batch_size", "512", "--pooling_method", "mean", "--faiss_type", "Flat",
+    ]  # fmt: skip
+    forked.run(words, folder, environment({})).check_returncode()
     return folder / "e5_Flat.index"
 
 

@@ -3,22 +3,24 @@
 Run with ``-s`` to see the figures of docs/reliability.md.
 """
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
+from forked import Forked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 KILLS = 20
 # What only describes how the files came to be, or is scrap of a kill that the next run may leave.
-ASIDE = (".manifest.json", ".journal.jsonl", ".lock", ".part", ".done")
+# A state of batches may outlive a kill between the last answer and its removal; see `assert_no_batch_is_open`.
+ASIDE = (".manifest.json", ".journal.jsonl", ".journal.batches.json", ".lock", ".part", ".done")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,8 @@ def phase_of(name, models, url):
     rag += ["--rerank_max_length", "64", "--max_tokens", "4"]
     ask, local = ["--base_url", url, "--concurrency", "8"], ["--generator_batch_size", "2"]
     finetune = [
-        "run_finetune.sh", "--train_data", "lines.jsonl", "--base_model", models["reranker"], "--output_dir",
-        "checkpoints/own", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1",
+        "-m", "utils.training.finetune", "--train_data", "lines.jsonl", "--base_model", models["reranker"],
+        "--output_dir", "checkpoints/own", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1",
         "--checkpoint_steps", "5", "--num_train_epochs", "3", "--logging_steps", "20",
     ]  # fmt: skip
     return {
@@ -106,13 +108,9 @@ OUTPUTS = {
 
 
 def start(words, folder):
-    first, *rest = (str(word) for word in words)
-    command = ["sh", str(ROOT / first)] if first.endswith(".sh") else [sys.executable, str(ROOT / first)]
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
-    with open(folder / "log.txt", "ab") as log:
-        return subprocess.Popen(
-            [*command, *rest], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+    """Forked with every import made, so that each kill hits the phase's work and none the seconds before it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
+    return Forked(words, folder, environment, folder / "log.txt", folder / "log.txt")
 
 
 def made(folder, names):
@@ -136,6 +134,13 @@ def fresh(inputs, target, names, rows):
         for split in ("train", "test"):
             write_jsonl(target / f"dataset/own/{split}.jsonl", questions(rows))
     return target
+
+
+def assert_no_batch_is_open(folder):
+    """Every request of a batch that is still written down has its answer."""
+    for path in folder.rglob("*.journal.batches.json"):
+        answered = {row.get("key") for row in read_jsonl(path.with_name("requests.journal.jsonl"))}
+        assert {key for part in json.loads(path.read_bytes()).values() for key in part["keys"]} <= answered
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -166,7 +171,9 @@ def test_a_phase_that_is_killed_again_and_again_makes_the_same_files(name, input
                 if tries == 1:  # the run left alone was slower: later kills must not come after the end
                     duration = min(duration, time.monotonic() - began)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has no process group yet
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
                 kills += 1
         if not finished:
@@ -174,6 +181,7 @@ def test_a_phase_that_is_killed_again_and_again_makes_the_same_files(name, input
         found = made(folder, names)
         assert found.keys() == expected.keys()
         assert [path for path in found if found[path] != expected[path]] == []
+        assert_no_batch_is_open(folder)
     stats = server.stats()
     repeated = sum(stats["seen"].values()) - rounds * len(stats["seen"])
     print(f"\n{name}: {duration:.1f} s alone, {kills} kills, {rounds} rounds, {repeated} requests repeated", end="")

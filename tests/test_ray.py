@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, SUBJECTS, questions, read_jsonl, write_jsonl
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
@@ -75,6 +76,10 @@ def start(words, folder, *flags):
     return subprocess.Popen([str(w) for w in words], cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+def run_alone(words, folder):
+    return forked.run(words, folder, os.environ | {"PYTHONPATH": str(ROOT)})
+
+
 def run(words, folder, *flags):
     process = start(words, folder, *flags)
     said = process.communicate()
@@ -124,8 +129,8 @@ def assert_same(found, expected):
 def test_a_node_that_dies_changes_nothing(name, models, cluster, folder):
     words = commands(models)[name]
     if name == "rationale scores":
-        assert run(commands(models)["get_docs"], folder).returncode == 0
-    alone = run(words, folder)
+        assert run_alone(commands(models)["get_docs"], folder).returncode == 0
+    alone = run_alone(words, folder)
     assert alone.returncode == 0, alone.stderr
     expected = read(folder, name)
     assert expected

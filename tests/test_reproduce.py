@@ -58,6 +58,7 @@ def test_an_unknown_profile_is_told(copy):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_command_goes_from_questions_to_the_table(first, copy):
     table = (copy / "output/smoke/tables/main.md").read_text()
     assert table in first.stdout
@@ -77,6 +78,7 @@ def test_one_command_goes_from_questions_to_the_table(first, copy):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_command_makes_every_table_and_the_report(first, copy):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [sys.executable, "paper_tables.py", "--profile", "smoke", "--run"]
@@ -94,11 +96,13 @@ def test_one_command_makes_every_table_and_the_report(first, copy):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_server_ends_with_the_script(first, copy):
     assert not (copy / "output/smoke/server.url").exists()
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_run_repeats_nothing_and_ends_within_a_minute(first, copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.manifest.json")}
     started = time.monotonic()
@@ -111,6 +115,7 @@ def test_a_second_run_repeats_nothing_and_ends_within_a_minute(first, copy):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_changed_question_makes_only_what_depends_on_it_again(first, copy):
     path = copy / "dataset/smoke/quickstart_nq/train.jsonl"
     content = path.read_text()

@@ -2,14 +2,10 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT, questions, read_jsonl, write_jsonl
+from conftest import questions, read_jsonl, write_jsonl
 
 import utils.llm.batch
 from utils.config import UsageError
@@ -151,18 +147,18 @@ def test_an_end_between_any_two_steps_costs_nothing(llm_server, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_sigkill_while_batches_run_costs_nothing(llm_server, tmp_path):
+def test_sigkill_while_batches_run_costs_nothing(llm_server, run_script, start_script, tmp_path):
     server = llm_server(batch_seconds=6)
     write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(50))
-    command = [sys.executable, ROOT / "llm_generation.py", *flags_of(server.base_url)]
+    command = ["llm_generation.py", *flags_of(server.base_url)]
     for pause in (0.1, 0.5, 1.0):
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3)
+        process = start_script(*command, cwd=tmp_path)
         while not (tmp_path / STATE).exists():
             time.sleep(0.01)
         time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    assert subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3).returncode == 0
+    assert run_script(*command, cwd=tmp_path).returncode == 0
     assert len(read_jsonl(tmp_path / OUTPUT)) == 50
     assert server.stats()["batches"] == 1
 

@@ -120,25 +120,25 @@ def test_the_key_is_sent_and_kept_nowhere(ask, llm_server, tmp_path):
     assert server.stats()["keys"] == ["Bearer canary-env-77", "Bearer canary-flag-77"]
 
 
-def test_sigkill_costs_only_what_was_in_flight(llm_server, tmp_path):
+def test_sigkill_costs_only_what_was_in_flight(llm_server, run_script, start_script, tmp_path):
     server = llm_server(0.05)
     rows = questions(60)
     write_jsonl(tmp_path / "dataset/own/train.jsonl", rows)
-    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
+    command = ["llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
     command += ["--concurrency", "4"]
     journal = tmp_path / "dataset/own/reason/requests.journal.jsonl"
     kills = 0
     while kills < 3:
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3)
+        process = start_script(*command, cwd=tmp_path)
         lines = len(journal.read_bytes().splitlines()) if journal.exists() else 0
         while process.poll() is None:
             if journal.exists() and len(journal.read_bytes().splitlines()) >= lines + 10:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait()
                 kills += 1
                 break
             time.sleep(0.01)
-    assert subprocess.run(command, cwd=tmp_path, stderr=-3).returncode == 0
+    assert run_script(*command, cwd=tmp_path).returncode == 0
     assert list(reasons(tmp_path)) == [row["id"] for row in rows]
     assert sum(server.stats()["seen"].values()) <= 60 + 3 * 4
     manifest = tmp_path / "dataset/own/reason/train_with_reason.jsonl.manifest.json"
@@ -208,11 +208,10 @@ def test_a_server_that_is_killed_costs_no_answer_and_the_next_call_goes_on(ask, 
     assert sum(other.stats()["seen"].values()) == 300 - kept
 
 
-def test_two_runs_of_one_output_are_refused(ask, llm_server, tmp_path):
+def test_two_runs_of_one_output_are_refused(ask, llm_server, start_script, tmp_path):
     server = llm_server(0.5)
     write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(8))
-    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
-    first = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3)
+    first = start_script("llm_generation.py", "--dataset", "own", "--base_url", server.base_url, cwd=tmp_path)
     while not server.stats()["seen"]:
         time.sleep(0.02)
     second = ask(server.base_url)

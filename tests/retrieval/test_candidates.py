@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -207,16 +206,14 @@ def test_get_docs_writes_candidates_and_each_passage_once(retrieval_args, run_sc
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_get_docs_goes_on_after_a_kill(retrieval_args, run_script, tmp_path):
+def test_get_docs_goes_on_after_a_kill(retrieval_args, run_script, start_script, tmp_path):
     write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(400))
-    command = [sys.executable, str(ROOT / get_docs_flags(retrieval_args)[0]), *get_docs_flags(retrieval_args)[1:]]
     journal = tmp_path / "dataset/own/train_docs_20000.journal.jsonl"
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-3)
+    process = start_script(*get_docs_flags(retrieval_args), cwd=tmp_path)
     while not (journal.exists() and len(journal.read_bytes().splitlines()) > 40):
         assert process.poll() is None
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     kept = len(journal.read_bytes().splitlines()) - 1
     assert kept < 400

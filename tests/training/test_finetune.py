@@ -29,7 +29,7 @@ def groups(count, negatives=6):
 
 @pytest.fixture
 def finetune(run_script, start_script, tmp_path, tiny_reranker):
-    def run(*flags, rows=None, start=False, checks=False):
+    def run(*flags, rows=None, start=False, checks=False, shell=False):
         if rows is not None:
             write_jsonl(tmp_path / "lines.jsonl", rows)
         base = [
@@ -38,9 +38,10 @@ def finetune(run_script, start_script, tmp_path, tiny_reranker):
         ]  # fmt: skip
         if checks:  # it ends before a training starts, and may so run in this process
             return run_script("utils/training/finetune.py", *base, *flags, cwd=tmp_path)
-        if start:
-            return start_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
-        return run_script("run_finetune.sh", *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
+        # What run_finetune.sh calls; forked, unless a test is about the shell script.
+        words = ["run_finetune.sh"] if shell else ["-m", "utils.training.finetune"]
+        found = start_script if start else run_script
+        return found(*words, *base, *flags, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
 
     return run
 
@@ -52,7 +53,7 @@ def losses(result):
 
 @pytest.mark.slow
 def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
-    result = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3", rows=groups(9))
+    result = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3", rows=groups(9), shell=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "this processor cannot train in fp16; training in fp32" in result.stdout
     assert len(losses(result)) == 4  # 9 lines: two batches of 4 a pass, the odd one left out
@@ -93,6 +94,7 @@ def test_two_processes_train_through_torchrun(finetune, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_global_batch_gives_the_same_losses_on_processes_and_nodes(finetune, tmp_path, tiny_reranker):
     """Without dropout, which each process draws for itself; each node is a command of its own."""
     model = shutil.copytree(tiny_reranker, tmp_path / "dry")
@@ -140,7 +142,7 @@ def test_nodes_that_cannot_meet_are_told(finetune, flags, said):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_training_ends_with_the_same_bytes(finetune, tmp_path, processes):
     """Nine negatives of which six are drawn, dropout, two epochs: everything random must come back."""
     flags = ["--checkpoint_steps", "5", "--num_train_epochs", "2", "--learning_rate", "1e-3"]
@@ -236,7 +238,7 @@ def test_training_ends_with_a_parent_that_nobody_buries(tmp_path):
 @pytest.mark.slow
 def test_torchrun_and_its_workers_end_with_a_killed_parent(finetune, tmp_path):
     flags = ["--nproc_per_node", "2", "--per_device_train_batch_size", "2", "--num_train_epochs", "500"]
-    parent = finetune(*flags, "--checkpoint_steps", "5", rows=groups(8), start=True)
+    parent = finetune(*flags, "--checkpoint_steps", "5", rows=groups(8), start=True, shell=True)
     while not list((tmp_path / "checkpoints/new.unfinished").glob("checkpoint-*/complete")):
         assert parent.poll() is None
         time.sleep(0.1)
