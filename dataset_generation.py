@@ -50,7 +50,7 @@ def main() -> int:
 
     if args.phase == "get_docs":
         from utils.retrieval.candidates import retrieve
-        from utils.store.files import read_rows
+        from utils.store.jsonlines import read_rows
         from utils.store.rows import Question
 
         source = folder / "train.jsonl"
@@ -60,7 +60,7 @@ def main() -> int:
         retrieve(questions, args, args.docs_topk, docs, dropped)
         return 0
 
-    from utils.store.passages import passages_path
+    from utils.store.lookup import passages_path
     from utils.training.groups import write_training_file
     from utils.training.rationale_scores import score_rationales
     from utils.training.score_caches import retrieval_scores

@@ -6,7 +6,7 @@
     python run_rag.py --dataset=nq --retrieval_topk=0                    (closed book: no retrieval)
     python run_rag.py --dataset=nq --rerank_model_name=oracle            (passages with an answer first)
     python run_rag.py --dataset=nq --framework=none                      (ranking quality alone, no LLM)
-    python run_rag.py --dataset=nq --framework=openai --dry_run          (tokens, cost, time and disk of the answers)
+    python run_rag.py --dataset=nq --framework=openai --dry_run          (tokens, cost and time of the answers)
 
 reads   DATA_DIR/DATASET/SPLIT.jsonl, the index and its corpus, the reranker, the generator
 writes  SAVE_DIR/RUN/intermediate_data.json   questions, passages, answers and scores, FlashRAG's layout
@@ -28,7 +28,7 @@ from pathlib import Path
 from utils.config import UsageError, dataset_dir, phase_arguments, run_main
 from utils.devices import select_devices
 
-EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
+EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost and time, and ask nothing"})]
 
 
 def main() -> None:
@@ -40,7 +40,8 @@ def main() -> None:
 
     from utils.classes import NO_RETRIEVAL, RagPipeline, generator_name, outcome_settings, reranker_name
     from utils.rag.generators import LOCAL_FRAMEWORKS
-    from utils.store.files import file_name, read_rows
+    from utils.store.files import file_name
+    from utils.store.jsonlines import read_rows
     from utils.store.manifest import Phase
     from utils.store.rows import Question
 

@@ -30,7 +30,7 @@ def main() -> None:
         settings = {
             "rerank_model_name": "bench", "rerank_model_path": str(model), "rerank_topk": TOPK,
             "rerank_max_length": 512,
-            "rerank_batch_size": 64, "rerank_use_fp16": True, "device": args.device, "trust_remote_code": [],
+            "rerank_batch_size": 64, "use_fp16": True, "device": args.device, "trust_remote_code": [],
         }  # fmt: skip
         theirs, ours = CrossReranker(settings), LengthSortedReranker(SimpleNamespace(**settings), pairs=20_000)
         texts = passages(args.questions * TOPK)

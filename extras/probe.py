@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from utils.bounds import template_fault
-from utils.config import UsageError, read_yaml
+from utils.config import UsageError, read_yaml, template_fault
 from utils.retrieval.answers import has_answer
 
 Answer = Callable[[list[tuple[str, list[str]]]], list[str]]

@@ -34,7 +34,7 @@ def test_many_pairs_are_scored_as_torch_does(tiny_reranker):
 
     args = SimpleNamespace(
         rerank_model_name="x", rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=256,
-        rerank_batch_size=8, rerank_use_fp16=False, trust_remote_code=[],
+        rerank_batch_size=8, use_fp16=False, trust_remote_code=[],
     )  # fmt: skip
     torchs, ours = LengthSortedReranker(args), LengthSortedReranker(args, pairs=WORTHWHILE)
     assert isinstance(ours.ranker, CpuModel)

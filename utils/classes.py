@@ -23,10 +23,11 @@ from utils.rag.statistics import Interval, bootstrap
 from utils.rag.trec import write_qrels, write_run
 from utils.ray_engine import make_engine
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS
-from utils.store.files import atomic, dump_line, read_rows, write_lines
+from utils.store.files import atomic
 from utils.store.journal import Journal, resume
+from utils.store.jsonlines import dump_line, read_rows, write_lines
+from utils.store.lookup import PassageTexts, passages_path
 from utils.store.manifest import Phase, digest, fingerprint
-from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Question
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from utils.rag.generators import Generator
 
 RERANK_CHUNK = 64  # questions between two savings of progress
-RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
+RERANK_SETTINGS = ("rerank_max_length", "use_fp16")
 # What a run's answers and rankings depend on, beside its input files.
 OUTCOME_SETTINGS = (
-    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "rerank_use_fp16",
+    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "use_fp16",
     "framework", "openai_model", "model_path", "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type",
     "seed", "prompts",
 )  # fmt: skip

@@ -11,7 +11,7 @@ def args(tiny_reranker):
     return SimpleNamespace(
         trust_remote_code=[],
         rerank_model_name=None, rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
-        rerank_batch_size=4, rerank_use_fp16=False,
+        rerank_batch_size=4, use_fp16=False,
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task, monkey
     queries, docs = task
     texts = [[doc["contents"] for doc in found] for found in docs]
     full = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
-    args.rerank_use_fp16 = True
+    args.use_fp16 = True
     assert LengthSortedReranker(args).get_rerank_scores(queries, texts, 4) == full.tolist()  # this is a CPU
     monkeypatch.setattr(rerankers, "half_precision", lambda: torch.bfloat16)
     half = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
@@ -111,7 +111,7 @@ def test_rerankers_of_other_architectures(args, task, tokenizer, tmp_path, monke
     model = getattr(transformers, f"{architecture}ForSequenceClassification")(config).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    args.rerank_model_path, args.rerank_use_fp16 = str(tmp_path), half
+    args.rerank_model_path, args.use_fp16 = str(tmp_path), half
     queries, docs = task
     reranker = LengthSortedReranker(args)
     ours = reranker.get_rerank_scores(queries, [[doc["contents"] for doc in found] for found in docs], 4)

@@ -6,7 +6,7 @@ from conftest import SUBJECTS, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
 from utils.method import scored_text
-from utils.store.files import lock_path, locked
+from utils.store.files import locked
 from utils.store.rows import Rationale
 from utils.training.rationale_scores import score_rationales
 from utils.training.score_caches import retrieval_scores
@@ -17,7 +17,7 @@ def args(tiny_encoder):
     return SimpleNamespace(
         trust_remote_code=[],
         scorer="encoder", model_path=str(tiny_encoder), scorer_max_length=64, scorer_batch_size=4,
-        scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False, engine="local",
+        scorer_pooling_method="mean", use_fp16=False, overwrite=False, engine="local",
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_bge_m3_runs_through_flagembedding(inputs, args, tiny_bge_m3):
 def test_two_runs_of_one_dataset_are_refused(inputs, args):
     (inputs.folder / "embeddings").mkdir()
     with (
-        locked(lock_path(inputs.folder / "embeddings")),
+        locked(inputs.folder / "embeddings"),
         pytest.raises(UsageError, match="is being written by another run"),
     ):
         score(inputs, args)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from utils.config import UsageError
+from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
-from utils.llm.pricing import Budget
+from utils.llm.cost import Budget, forecast
 from utils.llm.types import Prompt, Request, Server, request
 from utils.rag.control_tokens import defused
 from utils.store.files import file_name
@@ -90,10 +91,9 @@ class OpenAIGenerator:
         return answers
 
     def forecast(self, prompts: list[Prompt]) -> str:
-        """What `generate` would take: rows, tokens, cost, time, disk."""
-        from utils.llm.forecast import forecast
-
-        return forecast(self._requests(prompts), self._journal, self._server, self._budget())
+        """Return what `generate` would take: rows, tokens, cost, time."""
+        waiting = open_keys(self._journal)
+        return forecast(self._requests(prompts), self._journal, waiting, self._server, self._budget())
 
     def _requests(self, prompts: list[Prompt]) -> list[Request]:
         args = self._args

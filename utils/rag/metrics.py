@@ -8,16 +8,16 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.mmlu.letters import parse_letter
-from utils.retrieval.answers import has_answer
-from utils.store.parallel import map_chunks
-from utils.store.passages import PassageTexts
+from utils.retrieval.answers import MANY_ROWS, apply_rows, has_answer
+from utils.store.journal import in_chunks
+from utils.store.lookup import PassageTexts
 from utils.store.rows import Candidates
 
-QUESTIONS_A_TASK = 200
+QUESTIONS_AT_ONCE = 2_000  # with their passages in memory
 
 
 def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
-    """Exact match, token F1 and containment of an answer, per question, by FlashRAG's metric classes.
+    """Return exact match, token F1 and containment of an answer, per question, by FlashRAG's metric classes.
 
     FlashRAG's evaluator catches a metric's exception and leaves it out of the result; the classes
     are called directly, so that a fault is an error.
@@ -37,7 +37,7 @@ def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> di
 
 
 def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
-    """Exact match of the option letter, per question; an unparsable answer is wrong.
+    """Return exact match of the option letter, per question; an unparsable answer is wrong.
 
     FlashRAG's normalisation deletes "a" as an article, so its EM cannot tell option A from nothing.
     """
@@ -46,9 +46,7 @@ def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> 
 
 
 def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str, dict[str, int]]:
-    """Qrels by answer matching: 1 where a passage contains an answer, as DPR counts it, else 0.
-
-    On all cores: 50 candidates of 20,000 questions are a million passages.
+    """Return qrels by answer matching: 1 where a passage contains an answer, as DPR counts it, else 0.
 
     Args:
         candidates: questions with their answers and passage ids.
@@ -57,28 +55,31 @@ def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str
     Returns:
         Question id -> passage id -> relevance.
     """
-    jobs = ((row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in candidates)
+    import pandas
+
     qrels: dict[str, dict[str, int]] = {}
-    rows = iter(candidates)
-    with tqdm(
-        total=len(candidates), desc="match answers", unit="question", disable=len(candidates) <= QUESTIONS_A_TASK
-    ) as bar:
-        for part in map_chunks(_matches, jobs, QUESTIONS_A_TASK):
-            for labels in part:
-                row = next(rows)
+    with tqdm(total=len(candidates), desc="match answers", unit="question", disable=len(candidates) < MANY_ROWS) as bar:
+        for part in in_chunks(list(candidates), QUESTIONS_AT_ONCE):
+            frame = pandas.DataFrame(
+                {
+                    "answers": [row.golden_answers for row in part],
+                    "passages": [[texts[pid] for pid in row.passage_ids] for row in part],
+                }
+            )
+            for row, labels in zip(part, apply_rows(frame, _labels, axis=1), strict=True):
                 qrels[row.id] = dict(zip(row.passage_ids, labels, strict=True))
             bar.update(len(part))
     return qrels
 
 
-def _matches(jobs: list[tuple[list[str], list[str]]]) -> list[list[int]]:
-    return [[int(has_answer(answers, text)) for text in passages] for answers, passages in jobs]
+def _labels(row: Any) -> list[int]:
+    return [int(has_answer(row["answers"], passage)) for passage in row["passages"]]
 
 
 def ranking_metrics(
     qrels: Mapping[str, Mapping[str, int]], ranking: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
 ) -> dict[str, list[float]]:
-    """Answer recall at each cutoff (an answer within the first k), reciprocal rank and nDCG@10, per question.
+    """Return answer recall at each cutoff (an answer within the first k), reciprocal rank and nDCG@10, per question.
 
     Questions whose candidates hold no answer count as 0, so that runs over the same questions compare.
     nDCG's ideal order is that of the same candidates.

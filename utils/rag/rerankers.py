@@ -39,7 +39,7 @@ class LengthSortedReranker(BaseReranker):
         self.ranker.eval().to(self.device)
         self.max_length: int = fitting_length(args.rerank_max_length, self.tokenizer, self.ranker.config)
         self._fits = sys.maxsize  # pairs at once, as far as is known
-        self._half = half_precision() if args.rerank_use_fp16 else None
+        self._half = half_precision() if args.use_fp16 else None
         if self._half is None:
             self.ranker = fastest(self.ranker, self.tokenizer, "logits", pairs)
         else:

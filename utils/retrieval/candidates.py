@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import UsageError
 from utils.ray_engine import Here, make_engine, one_by_one
-from utils.store.files import write_lines
 from utils.store.journal import Journal, in_chunks, resume
+from utils.store.jsonlines import write_lines
+from utils.store.lookup import passages_path
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
-from utils.store.passages import passages_path
 from utils.store.rows import Candidates, Question
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ RETRIEVAL_SETTINGS = (
     "retrieval_method",
     "retrieval_query_max_length",
     "retrieval_pooling_method",
-    "retrieval_use_fp16",
+    "use_fp16",
     "instruction",
 )
 
@@ -45,7 +45,7 @@ def retrieve(
         questions: rows to retrieve for.
         args: the ``retrieval`` section's settings and ``overwrite``.
         topk: passages a question.
-        output: JSON lines of `utils.store.rows.Candidates`; the texts go to `utils.store.passages.passages_path`.
+        output: JSON lines of `utils.store.rows.Candidates`; the texts go to `utils.store.lookup.passages_path`.
         dropped: rows of the questions' file that were left out, for the manifest.
     """
     settings = {key: getattr(args, key) for key in RETRIEVAL_SETTINGS} | {

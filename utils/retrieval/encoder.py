@@ -132,13 +132,13 @@ def make_scorer(args: argparse.Namespace, texts: int) -> Encoder:
         UsageError: ``scorer`` is neither ``bge-m3`` nor ``encoder``, or the model cannot be had.
     """
     if args.scorer == "bge-m3":
-        return BgeM3Encoder(args.model_path, args.scorer_max_length, args.scorer_use_fp16, texts)
+        return BgeM3Encoder(args.model_path, args.scorer_max_length, args.use_fp16, texts)
     if args.scorer == "encoder":
         return TextEncoder(
             args.model_path,
             args.scorer_max_length,
             args.scorer_pooling_method,
-            args.scorer_use_fp16,
+            args.use_fp16,
             trust=args.model_path in args.trust_remote_code,
             texts=texts,
         )

@@ -21,11 +21,12 @@ from utils.devices import model_dimension
 from utils.ray_engine import make_engine
 from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.retrieval.encoder import TextEncoder
-from utils.store.files import atomic, lock_path, locked, parse_lines, parse_row, remove_torn, require_space
+from utils.store.files import atomic, locked, remove_torn, require_space
+from utils.store.jsonlines import parse_lines, parse_row
 from utils.store.manifest import Phase
 from utils.store.rows import Passage
 
-INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length", "index_use_fp16")
+INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length")
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
 
@@ -47,13 +48,14 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
         fault = "is a folder, not a file" if Path(corpus).is_dir() else "is missing"
         raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
     settings = {key: getattr(args, key) for key in INDEX_SETTINGS}
+    settings["index_use_fp16"] = args.use_fp16  # the name in the manifests of older indexes, which stay valid
     if args.index_storage != "fp32":  # unmentioned otherwise: the manifests of older indexes do not have it
         settings["index_storage"] = args.index_storage
     folder = output.with_name(f"{output.name}.shards")
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
-    with locked(lock_path(folder)):
+    with locked(folder):
         remove_torn(output)
         with open(corpus, "rb") as lines:
             blocks = corpus_blocks(lines, args.index_shard_size)
@@ -140,7 +142,7 @@ class PassageWork:
             args.retriever_path,
             args.index_max_length,
             args.retrieval_pooling_method,
-            half=args.index_use_fp16,
+            half=args.use_fp16,
             prefix=passage_prefix(args.retrieval_method),
             trust=args.retriever_path in args.trust_remote_code,
             texts=texts,

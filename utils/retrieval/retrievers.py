@@ -14,7 +14,7 @@ from utils.devices import gpus
 from utils.retrieval.encoder import TextEncoder
 from utils.retrieval.flashrag_parts import DenseRetriever, set_default_instruction
 from utils.retrieval.search import BlockIndex, stored_type
-from utils.store.files import parse_row
+from utils.store.jsonlines import parse_row
 from utils.store.rows import Passage
 
 
@@ -45,6 +45,7 @@ class FlatRetriever(DenseRetriever):
                 "retrieval_cache_path": None,
                 "use_reranker": False,
                 "use_sentence_transformer": False,
+                "retrieval_use_fp16": args.use_fp16,
                 **{key: value for key, value in vars(args).items() if key not in SECRETS},
             }
         )

@@ -15,14 +15,15 @@ from utils.method import scored_text, similarity
 from utils.ray_engine import Run, make_engine
 from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
 from utils.retrieval.encoder import Embeddings, length_order, make_scorer
-from utils.store.files import lock_path, locked, read_rows, reserve, write_lines
+from utils.store.files import locked, reserve
 from utils.store.journal import in_chunks
+from utils.store.jsonlines import read_rows, write_lines
+from utils.store.lookup import PassageTexts, passages_path
 from utils.store.manifest import Phase
-from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored
 from utils.training.score_caches import best_first
 
-SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
+SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
 BATCHES_PER_FILE = 64
 
 
@@ -48,7 +49,7 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     queries = [scored_text(r.question, r.golden_answers, r.reason) for r in (rationale_of[c.id] for c in candidates)]
     store = PassageTexts(passages_path(docs))
     row_of = {pid: i for i, pid in enumerate(dict.fromkeys(pid for c in candidates for pid in c.passage_ids))}
-    with locked(lock_path(scratch)):
+    with locked(scratch):
         run = make_engine(args).start(functools.partial(EncodeWork, without_secrets(args), len(row_of) + len(queries)))
         chunk = args.scorer_batch_size * BATCHES_PER_FILE
         encode = functools.partial(_encode, run=run, chunk_size=chunk, made_with=f"{phase.key} {chunk}")
