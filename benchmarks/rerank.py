@@ -1,6 +1,6 @@
-"""Reranking against FlashRAG's CrossReranker: same model, same pairs.
+"""Compare reranking with FlashRAG's CrossReranker: same model, same pairs.
 
-python benchmarks/rerank.py --questions 40          (the quickstart's base reranker: bash reproduce.sh makes it)
+python benchmarks/rerank.py --questions 40          (the quickstart's base reranker, made by bash reproduce.sh)
 python benchmarks/rerank.py --device cuda --questions 2000     (bge-reranker-base's size, random weights)
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
             kept[way] = reranker.rerank(asked, docs, topk=TOPK)[0]
 
         ways = {
-            "FlashRAG": lambda: rank("theirs", theirs, 1),  # what its import sets on a CPU
+            "FlashRAG": lambda: rank("theirs", theirs, 1),  # one thread: what its import sets on a CPU
             "FlashRAG with all threads": lambda: rank("theirs", theirs, cores),
             "ours": lambda: rank("ours", ours, cores),
         }
