@@ -56,14 +56,13 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
         for i in descending(fused).tolist():
             pid = row.passage_ids[i]
             shown[pid] = texts[pid]
+            scores = {"retrieval": pairs[i], "rationale": row.scores[i], "fused": float(fused[i])}
             passages.append(
                 {
                     "id": pid,
-                    "retrieval": round(pairs[i], 4),
-                    "rationale": round(row.scores[i], 4),
-                    "fused": round(float(fused[i]), 4),
-                    "ranks": [ranking[i] for ranking in ranks],
-                    "role": roles.get((row.query, texts[pid]), ""),
+                    **{kind: round(score, 4) for kind, score in scores.items()},
+                    "ranks": [ranking[i] for ranking in ranks],  # by retrieval, rationale and fused score
+                    "role": roles.get((row.query, texts[pid]), ""),  # positive, negative or none
                     "answer": qrels[row.id][pid] if qrels else 0,
                 }
             )
