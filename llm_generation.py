@@ -23,7 +23,7 @@ import math
 import sys
 from collections import Counter
 
-from utils.config import UsageError, dataset_dir, phase_arguments, run_main, settings_of
+from utils.config import dataset_dir, phase_arguments, run_main, settings_of
 
 EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
 
@@ -80,8 +80,6 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 1
-        if any(item.key not in journal and item.key not in outcome.failures for _, item in pairs()):
-            raise UsageError(f"{source} has changed meanwhile; the answers are kept, run the same command again")
         if failed > args.max_failures * total:
             enough = math.ceil(failed / total * 10_000) / 10_000
             print(
