@@ -88,7 +88,3 @@ class PassageTexts:
             path = self._rows.path
             raise UsageError(f"{path} has no passage with id {passage_id!r}; make it again with get_docs") from None
         return parse_row(raw, Passage, where).contents
-
-    def all_differ(self, passage_ids: list[str]) -> bool:
-        """Return whether no two of these passages have the same text."""
-        return len({self[passage_id] for passage_id in passage_ids}) == len(passage_ids)
