@@ -98,7 +98,10 @@ BAD_LINES = {
     "array": (b"[1, 2]\n", "in.jsonl:1: a JSON object is expected, not list"),
     "invalid utf-8": (b'{"id": "\xff"}\n', "in.jsonl:1: not valid JSON"),
     "nan": (b'{"id": NaN}\n', "in.jsonl:1: not valid JSON"),
-    "no answers": (json.dumps(GOOD | {"golden_answers": []}).encode(), "in.jsonl:1: field 'golden_answers': List"),
+    "no answers": (
+        json.dumps(GOOD | {"golden_answers": []}).encode(),
+        "in.jsonl:1: field 'golden_answers': Value should have at least 1",
+    ),
     "null answer": (json.dumps(GOOD | {"golden_answers": [None]}).encode(), "field 'golden_answers.0'"),
     "blank answer": (json.dumps(GOOD | {"golden_answers": [" "]}).encode(), "field 'golden_answers.0'"),
     "boolean id": (json.dumps(GOOD | {"id": True}).encode(), "field 'id'"),

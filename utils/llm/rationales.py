@@ -78,8 +78,6 @@ def ask_rationales(args: argparse.Namespace) -> int:
                 f"{outcome.unasked} questions were not asked: {outcome.stopped}; the answers so far are kept, and the "
                 "same command goes on (--max_cost raises the limit)"
             )
-        if any(item.key not in journal and item.key not in outcome.failures for item in requests):
-            raise UsageError(f"{source} has changed meanwhile; the answers are kept, run the same command again")
         if failed > args.max_failures * total:
             enough = math.ceil(failed / total * 10_000) / 10_000
             return _incomplete(
