@@ -5,10 +5,10 @@
 
 reads   --corpus_path, JSON lines {id, contents}, as a stream
 writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's line i
-        INDEX_PATH.shards/ until then: encoded passages, --index_shard_size a file
+        INDEX_PATH.shards/ until then: encoded passages, --index_shard_size per file
 
-A kill costs at most the shard in work. Memory holds one shard, whatever the size of the corpus. The file
-is the one that FlashRAG's index builder makes with --faiss_type Flat, and FlashRAG reads it.
+A kill costs at most the shard in work. Memory holds one shard, whatever the size of the corpus. The file is the one
+that FlashRAG's index builder makes with --faiss_type Flat, and FlashRAG reads it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from utils.devices import select_devices
 
 
 def main() -> None:
-    """Parse the command line, encode what is missing, and join the shards."""
+    """Parse the command line and build the index."""
     args = phase_arguments(__doc__, ["retrieval", "index", "engine"])
     select_devices(args)
 
-    from utils.retrieval.index import build_index
+    from utils.retrieval.index import build_index  # imports torch, which --help need not wait for
 
     build_index(args.corpus_path, Path(args.index_path), args)
 

@@ -20,6 +20,7 @@ rationale; --method=retrieval by the retriever. score_cache_to_dataset.py fuses 
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ EXTRA: list[tuple[str, dict[str, Any]]] = [
 
 
 def main() -> int:
-    """Parse the command line and run one phase; returns the exit code."""
+    """Parse the command line, run one phase, and return the exit code."""
     args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion", "engine"], extra=EXTRA)
     if args.check:
         from utils.retrieval.checks import check_dataset
@@ -46,25 +47,34 @@ def main() -> int:
     if args.phase == "generate_dataset" and args.method is None:
         raise UsageError("--phase=generate_dataset needs --method=reason or --method=retrieval")
     select_devices(args)
-    folder, docs = dataset_dir(args), docs_path(args)
+    get_docs(args) if args.phase == "get_docs" else generate_dataset(args)
+    return 0
 
-    if args.phase == "get_docs":
-        from utils.retrieval.candidates import retrieve
-        from utils.store.files import read_rows
-        from utils.store.rows import Question
 
-        source = folder / "train.jsonl"
-        dropped = Counter[str]() if args.skip_bad_rows else None
-        made_by = f"see README, 'Your own data': {source}"
-        questions = read_rows(source, Question, made_by, args.train_questions, dropped=dropped)
-        retrieve(questions, args, args.docs_topk, docs, dropped)
-        return 0
+# The imports below take up to a second, for which --help need not wait.
 
-    from utils.store.passages import passages_path
+
+def get_docs(args: argparse.Namespace) -> None:
+    """Retrieve the candidates of the training questions."""
+    from utils.retrieval.candidates import retrieve
+    from utils.store.jsonlines import read_rows
+    from utils.store.rows import Question
+
+    source = dataset_dir(args) / "train.jsonl"
+    dropped = Counter[str]() if args.skip_bad_rows else None
+    made_by = f"see README, 'Your own data': {source}"
+    questions = read_rows(source, Question, made_by, args.train_questions, dropped=dropped)
+    retrieve(questions, args, args.docs_topk, docs_path(args), dropped)
+
+
+def generate_dataset(args: argparse.Namespace) -> None:
+    """Score the candidates, and sample a training file from this score alone."""
+    from utils.store.lookup import passages_path
     from utils.training.groups import write_training_file
     from utils.training.rationale_scores import score_rationales
     from utils.training.score_caches import retrieval_scores
 
+    folder, docs = dataset_dir(args), docs_path(args)
     cache = folder / args.method / "score_cache.jsonl"
     if args.method == "reason":
         score_rationales(docs, folder / "reason/train_with_reason.jsonl", cache, args)
@@ -81,7 +91,6 @@ def main() -> int:
         topk=args.fusion_topk,
         overwrite=args.overwrite,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,57 +22,18 @@ reranker or generator repeats nothing that it does not change.
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
-from utils.config import UsageError, dataset_dir, phase_arguments, run_main
+from utils.classes import run_rag
+from utils.config import phase_arguments, run_main
 from utils.devices import select_devices
 
 EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
 
 
 def main() -> None:
-    """Parse the command line and run the pipeline."""
+    """Parse the command line, run the pipeline, print the metrics."""
     args = phase_arguments(__doc__, ["retrieval", "rag", "engine"], extra=EXTRA)
-    if args.answer_type not in ("text", "letter"):
-        raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
     select_devices(args)
-
-    from utils.classes import NO_RETRIEVAL, RagPipeline, generator_name, outcome_settings, reranker_name
-    from utils.rag.generators import LOCAL_FRAMEWORKS
-    from utils.store.files import file_name, read_rows
-    from utils.store.manifest import Phase
-    from utils.store.rows import Question
-
-    source = dataset_dir(args) / f"{args.split}.jsonl"
-    if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):
-        raise UsageError(f"{source} is missing; choose another --split (there are: {', '.join(splits)})")
-    dropped = Counter[str]() if args.skip_bad_rows else None
-    questions = read_rows(source, Question, limit=args.test_sample_num, dropped=dropped)
-
-    generator = generator_name(args)
-    ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
-    name = args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}"
-    output = Path(args.save_dir) / file_name(name)
-    inputs = [source]
-    if args.retrieval_topk:
-        inputs += [args.index_path, args.corpus_path, args.retriever_path]
-        inputs += [args.rerank_model_path] if args.rerank_model_path else []
-    if args.framework in LOCAL_FRAMEWORKS:
-        inputs.append(args.model_path)
-    phase = Phase(output / "intermediate_data.json", inputs, outcome_settings(args))
-    summary = output / "metric_score.txt"
-    if phase.is_done(args.overwrite) and summary.exists():
-        print(summary.read_text(), end="")
-        return
-    pipeline = RagPipeline(questions, args)
-    if args.dry_run:
-        print(pipeline.forecast())
-        return
-    metrics = pipeline.run(output)
-    for metric, found in metrics.items():
-        print(f"{metric:10} {found}")
-    phase.finish(len(questions), dropped, facts=pipeline.facts, reranker=ranker, generator=generator)
+    print(run_rag(args))
 
 
 if __name__ == "__main__":

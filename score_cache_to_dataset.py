@@ -39,7 +39,7 @@ def main() -> None:
     if args.sampling not in SAMPLERS:
         raise UsageError(f"--sampling {args.sampling!r} is none of {', '.join(SAMPLERS)}")
 
-    from utils.store.passages import passages_path
+    from utils.store.lookup import passages_path
     from utils.training.groups import write_training_file
     from utils.training.score_caches import publish
 

@@ -1,8 +1,8 @@
-"""What faiss's approximate indexes would lose and save: recall, time and bytes against the exact search.
+"""Compare faiss's approximate indexes with the exact search: recall, time and bytes.
 
-python benchmarks/approximate.py        (the passages and questions of reproduce.sh --profile small --only_data)
+python benchmarks/approximate.py        (needs bash reproduce.sh --profile small --only_data)
 
-Real embeddings (MiniLM-L6), but few: a billion vectors need more lists and longer codes for the same recall.
+The embeddings are real (MiniLM-L6), but few: a billion vectors need more lists and longer codes for the same recall.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from common import ROOT, arguments, minilm, save, spread
 
 TOPK = 50
-# faiss's name of an index, and the search settings to try.
+# faiss's name of each index, and the search settings to try.
 INDEXES = {
     "SQ8": [""],
     "IVF600,Flat": ["nprobe=8", "nprobe=32", "nprobe=128"],
@@ -58,14 +58,14 @@ def main() -> None:
                 for k in (1, 5, 20, TOPK)
             }
             about = {key: float(value) for key, value in recall.items()}
-            found[f"{name} {setting}".strip()] = about | {"bytes a vector": size, "ms a query": seconds}
+            found[f"{name} {setting}".strip()] = about | {"bytes per vector": size, "ms per query": seconds}
     exact_seconds = timed(exact, queries, args.repeats)[0]
     sizes = {"n": exact.ntotal, "questions": len(queries), "dimension": exact.d}
-    save(__file__, {**sizes, "exact: ms a query": exact_seconds, "indexes": found})
+    save(__file__, {**sizes, "exact: ms per query": exact_seconds, "indexes": found})
 
 
 def timed(index, queries: np.ndarray, repeats: int) -> tuple[dict[str, float], np.ndarray]:
-    """Milliseconds a query, all at once on all cores, and the rows found."""
+    """Return milliseconds per query, for all queries at once on all cores, and the rows found."""
     import time
 
     times = []

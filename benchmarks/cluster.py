@@ -1,9 +1,9 @@
-"""Corpus encoding on a Ray cluster: its overhead on one machine, one worker against two, memory as the corpus grows.
+"""Measure corpus encoding on a Ray cluster: its overhead, one worker against two, memory as the corpus grows.
 
 python benchmarks/cluster.py        (pip install -r requirements/scale.txt)
 
-The encoder is MiniLM-L6 at 256 tokens; for memory, one layer of random weights over rows with long other fields, so
-that a corpus larger than the memory limit is read in minutes.
+The encoder is MiniLM-L6 at 256 tokens. To measure memory it is one layer of random weights, and the corpus rows have a
+long extra field, so that a corpus larger than the memory limit is read in minutes.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def command(corpus: Path, index: Path, model: str, *flags: str, shard: int = SHA
 
 @contextlib.contextmanager
 def cluster(cores: int) -> Iterator[str]:
-    """The address of a cluster of one node."""
+    """Start a cluster of one node and give its address."""
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "include_dashboard": False})
@@ -47,7 +47,7 @@ def cluster(cores: int) -> Iterator[str]:
 
 
 def overhead(folder: Path, sizes: list[int], repeats: int) -> dict[str, object]:
-    """Seconds of the plain path, and of one worker with the same cores, Ray's start included; the same files."""
+    """Return the seconds without Ray and with one worker on the same cores, which includes starting Ray."""
     result = {}
     for size in sizes:
         corpus = folder / f"{size}.jsonl"
@@ -67,7 +67,7 @@ def overhead(folder: Path, sizes: list[int], repeats: int) -> dict[str, object]:
 
 
 def scaling(folder: Path, size: int) -> dict[str, float]:
-    """Seconds of one and of two workers of one core, on a cluster that runs already."""
+    """Return the seconds with one and with two workers of one core each, on a cluster that is already running."""
     seconds = {}
     for workers in (1, 2):
         with cluster(workers) as address:
@@ -78,7 +78,7 @@ def scaling(folder: Path, size: int) -> dict[str, float]:
 
 
 def tiny(folder: Path) -> str:
-    """An encoder of one layer."""
+    """Make an encoder of one layer and return its folder."""
     import transformers
 
     config = transformers.BertConfig(
@@ -90,7 +90,7 @@ def tiny(folder: Path) -> str:
 
 
 def memory(folder: Path, rows: int, limit: int) -> dict[str, object]:
-    """Peak memory of all processes together, for a corpus and one ten times larger, under a limit that one exceeds."""
+    """Return the peak memory of all processes together, for two corpora, one of them larger than the limit."""
     model, about = tiny(folder), {}
     for count in (rows // 10, rows):
         corpus = folder / "long.jsonl"
@@ -120,7 +120,7 @@ def memory(folder: Path, rows: int, limit: int) -> dict[str, object]:
 
 
 def watched(group: Path, process: subprocess.Popen, peaks: list[float]) -> None:
-    """Append the memory of the group's processes, what they share counted once, while one of them runs."""
+    """Append the memory of the group's processes to ``peaks`` while they run; shared memory is counted once (PSS)."""
     import psutil
 
     while process.poll() is None:
@@ -133,7 +133,7 @@ def watched(group: Path, process: subprocess.Popen, peaks: list[float]) -> None:
 
 
 def emptied(group: Path) -> None:
-    """Wait until Ray's last processes have ended."""
+    """Wait until Ray's last processes have ended: a cgroup with processes cannot be removed."""
     for _ in range(100):
         if not (group / "cgroup.procs").read_text().split():
             return

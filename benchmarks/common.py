@@ -1,4 +1,4 @@
-"""What the benchmarks share: two ways side by side in one run, medians and spreads, a JSON file of each."""
+"""Measure ways side by side in one run, write medians and spreads to a JSON file: the parts all benchmarks share."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DATA_HINT = "make the data first: bash reproduce.sh --only_data"
 
 
 def arguments(doc: str | None, **sizes: int) -> argparse.Namespace:
-    """``--device``, ``--repeats``, and a flag for each size."""
+    """Parse ``--device``, ``--repeats`` and a flag for each size."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="times each way is measured, in turn [3]")
+    parser.add_argument("--repeats", type=int, default=3, help="turns in which each way is measured [3]")
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     args = parser.parse_args()
@@ -40,11 +40,11 @@ def arguments(doc: str | None, **sizes: int) -> argparse.Namespace:
 
 
 def side_by_side(ways: dict[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> dict[str, Any]:
-    """Measure each way ``repeats`` times, in turn, so that a slow minute of the machine meets all of them.
+    """Measure each way ``repeats`` times. The ways take turns, so that a slow minute of the machine meets all of them.
 
     Returns:
-        ``seconds``: for each way median, least and most; ``ratio``: each other way's seconds over the last's, of
-        each turn, as median, least and most.
+        ``seconds``: median, least and most of each way. ``ratio``: the seconds of each other way divided by those of
+        the last way in the same turn; median, least and most over the turns.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + warm_up):
@@ -63,11 +63,11 @@ def side_by_side(ways: dict[str, Callable[[], Any]], repeats: int, warm_up: bool
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, least and most of the values, and their number."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
-# A process counts the memory of the one that it was forked from as its own: so it is forked from a small one.
+# A forked process counts the memory of its parent as its own, so the measured process is started by a small one.
 MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[2:]).returncode
@@ -77,7 +77,7 @@ sys.exit(code)
 
 
 def run_measured(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak MiB and standard output of a process; the peak is the largest of it and its children."""
+    """Run a process and return its seconds, peak MiB (the largest of it and its children) and standard output."""
     with tempfile.NamedTemporaryFile("r") as peak:
         words = [sys.executable, "-c", MEASURE, peak.name, *command]
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def run_measured(command: list[str]) -> tuple[float, float, str]:
 
 @contextlib.contextmanager
 def memory_group(limit: int) -> Iterator[Path | None]:
-    """A cgroup of so many bytes (version 1 or 2), or None where there can be none."""
+    """Make a cgroup (version 1 or 2) that is limited to so many bytes; give None where this user may not make one."""
     root = Path("/sys/fs/cgroup/memory")
     file = "memory.limit_in_bytes"
     if not root.exists():
@@ -111,7 +111,7 @@ def memory_group(limit: int) -> Iterator[Path | None]:
 
 
 def save(script: str, result: dict[str, Any]) -> None:
-    """Print the result and write it to ``results/SCRIPT[_DEVICE].json`` with what it was measured on."""
+    """Print the result and write it to ``results/SCRIPT[_cuda].json``, with machine, commit and versions."""
     name = Path(script).stem + ("_cuda" if result.get("device") == "cuda" else "")
     record = {
         "benchmark": name,
@@ -129,7 +129,7 @@ def save(script: str, result: dict[str, Any]) -> None:
 
 
 def _measured_commit() -> str:
-    """The commit, marked if anything differs from it but what the benchmarks themselves write."""
+    """Return the commit, marked if files differ from it; files that the benchmarks write do not count."""
     words = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs/*.svg"]
     differs = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout
     return commit() if differs else commit().removesuffix("-dirty")
@@ -150,7 +150,7 @@ def _synchronise() -> None:
 
 
 def passages(count: int) -> list[str]:
-    """Texts of the quickstart's corpus, repeated with a number before them if there are too few."""
+    """Return texts of the quickstart's corpus; if there are too few, repeat them with a number in front."""
     path = ROOT / "indexes/quickstart/corpus.jsonl"
     if not path.exists():
         sys.exit(f"{path} is missing; {DATA_HINT}")
@@ -159,7 +159,7 @@ def passages(count: int) -> list[str]:
 
 
 def questions(count: int) -> list[str]:
-    """Questions of the quickstart, repeated if there are too few."""
+    """Return questions of the quickstart, repeated if there are too few."""
     path = ROOT / "dataset/quickstart_nq/train.jsonl"
     if not path.exists():
         sys.exit(f"{path} is missing; {DATA_HINT}")
@@ -168,17 +168,17 @@ def questions(count: int) -> list[str]:
 
 
 def minilm() -> str:
-    """Folder of MiniLM-L6, the encoder and cross-encoder of the CPU benchmarks."""
+    """Return the folder of MiniLM-L6, the encoder and cross-encoder of the CPU benchmarks."""
     from quickstart.models import minilm_path
 
     return str(minilm_path())
 
 
 def shaped(kind: str, folder: Path) -> Path:
-    """A randomly initialised model of the size of BGE-M3 (``encoder``) or bge-reranker-base (``reranker``).
+    """Make a model with random weights, of the size of BGE-M3 (``encoder``) or bge-reranker-base (``reranker``).
 
-    Its sizes are those of the published configurations; the tokenizer is MiniLM's, whose ids all lie in
-    the larger vocabulary.
+    The sizes are those of the published configurations. The tokenizer is MiniLM's; all its ids are in the larger
+    vocabulary.
     """
     import torch
     import transformers

@@ -1,8 +1,8 @@
-"""Fusion and sampling against the nested loops of the published script, from the caches on disk to the training file.
+"""Compare fusion and sampling with the published script's nested loops, from the caches on disk to the training file.
 
     python benchmarks/fusion.py --questions 20000
 
-The published way reads both caches whole and finds each passage of one by comparing its text with every
+The published way reads both caches into memory. It finds each passage of one cache by comparing its text with every
 passage of the other.
 """
 
@@ -19,7 +19,7 @@ TOPK = 50
 
 
 def make(folder: Path, count: int) -> None:
-    """Caches of both formats with random scores over texts of 100 words."""
+    """Write caches in both formats, with random scores over texts of 100 words."""
     chance = random.Random(0)
     words = [f"word{i}" for i in range(5000)]
     with (
@@ -41,7 +41,7 @@ def make(folder: Path, count: int) -> None:
 
 
 def nested_loops(folder: Path) -> None:
-    """The published script's way, its division by zero apart."""
+    """Fuse and sample as the published script does, leaving out its division by zero."""
     reason = [json.loads(line) for line in open(folder / "p_reason.jsonl")]
     retrieval = [json.loads(line) for line in open(folder / "p_retrieval.jsonl")]
     rows = []
@@ -63,7 +63,7 @@ def nested_loops(folder: Path) -> None:
 
 
 def ours(folder: Path) -> None:
-    """The product's way over the same scores."""
+    """Fuse and sample the same scores as score_cache_to_dataset.py does."""
     from utils.training.groups import write_training_file
 
     write_training_file(
@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, args.questions)
-        os.sync()  # else the first way to write waits for 2 GB of what was made here
+        os.sync()  # else the first way that writes would wait until the 2 GB made here are on the disk
         ways = {"nested loops": lambda: nested_loops(folder), "ours": lambda: ours(folder)}
         measured = side_by_side(ways, args.repeats, warm_up=False)
         same = [json.loads(line) for line in open(folder / "published.jsonl")] == [

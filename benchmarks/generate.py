@@ -1,10 +1,11 @@
-"""Local generation against FlashRAG's hf generator: same model, same prompts, greedy.
+"""Compare local generation with FlashRAG's hf generator: same model, same prompts, greedy.
 
 python benchmarks/generate.py --prompts 32          (SmolLM2-135M-Instruct)
 python benchmarks/generate.py --device cuda --prompts 512
 
-The prompts are RAG's: five of the quickstart's passages before a question. An answer ends where the model ends it, or
-after 32 tokens. Answers differ between the ways where two tokens are nearly as likely, as they do between batch sizes.
+The prompts are those of RAG: five of the quickstart's passages before a question. An answer ends where the model ends
+it, or after 32 tokens. The answers of two ways can differ where two tokens are nearly as likely, as they do between
+batch sizes.
 """
 
 import sys
@@ -18,7 +19,7 @@ NEW, BATCH = 32, 8
 
 
 def prompts(model: Path, count: int) -> list[str]:
-    """Prompts of a chat model as text."""
+    """Return prompts as text, in the model's chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -67,7 +68,8 @@ def main() -> None:
             kept[way] = [answer.strip() for answer in generate(asked)]
 
         ways = {
-            "FlashRAG": lambda: run("theirs", theirs.generate, 1),  # what the import of its retriever sets on a CPU
+            # One thread is what importing FlashRAG's retriever sets on a CPU.
+            "FlashRAG": lambda: run("theirs", theirs.generate, 1),
             "FlashRAG with all threads": lambda: run("theirs", theirs.generate, cores),
             "ours": lambda: run("ours", ours._answer, cores),
         }

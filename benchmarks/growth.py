@@ -1,6 +1,6 @@
-"""How the time of a phase grows with questions, passages and corpus, at three sizes each; a plot of them.
+"""Measure how the time of each phase grows with questions, passages or vectors, at three sizes, and plot it.
 
-python benchmarks/growth.py        (results/growth.json and docs/growth.svg)
+python benchmarks/growth.py        (writes results/growth.json and docs/growth.svg)
 """
 
 import json
@@ -22,7 +22,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def fusion_seconds(questions: int) -> float:
-    """Fusion and sampling of so many questions with 50 passages each."""
+    """Time fusion and sampling of so many questions with 50 passages each."""
     import fusion
 
     with tempfile.TemporaryDirectory() as name:
@@ -31,7 +31,7 @@ def fusion_seconds(questions: int) -> float:
 
 
 def rationale_seconds(rows: int) -> float:
-    """Rationales of so many questions, 64 in flight, a server with 0.5 s."""
+    """Time the rationale requests of so many questions: 64 in flight, a server that answers in 0.5 s."""
     import rationales
 
     server, url = rationales.start_server()
@@ -42,7 +42,7 @@ def rationale_seconds(rows: int) -> float:
 
 
 def index_seconds(count: int) -> float:
-    """An index of so many passages, start-up included."""
+    """Time building an index of so many passages, including start-up."""
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus.jsonl"
         rows = (json.dumps({"id": str(i), "contents": text}) for i, text in enumerate(passages(count)))
@@ -54,7 +54,7 @@ def index_seconds(count: int) -> float:
 
 
 def search_seconds(vectors: int) -> float:
-    """256 queries over a Flat index of so many vectors, read from its file."""
+    """Time 256 queries over a Flat index of so many vectors, read from its file."""
     import search
 
     from utils.retrieval.search import BlockIndex
@@ -76,7 +76,7 @@ GROWTH: dict[str, tuple[str, Callable[[int], float], tuple[int, int, int]]] = {
 
 
 def plot(found: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """A panel a phase, both axes logarithmic: what grows in proportion is a line of slope one."""
+    """Draw one panel per phase with logarithmic axes, where growth in proportion is a line of slope one."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,9 +1,9 @@
-"""Corpus encoding against FlashRAG's index builder: same model, same machine, same index.
+"""Compare corpus encoding with FlashRAG's index builder: same model, same machine, same index.
 
     python benchmarks/index.py
     python benchmarks/index.py --device cuda --passages 200000
 
-Both run as processes of their own, start-up included; the encoder is MiniLM-L6 at 256 tokens.
+Each way is a process of its own, and its start-up is measured too. The encoder is MiniLM-L6 at 256 tokens.
 """
 
 import json

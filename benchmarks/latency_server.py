@@ -1,9 +1,9 @@
-"""An OpenAI-compatible server whose answers take log-normal time, for benchmarks/rationales.py; prints its port.
+"""Serve OpenAI-compatible answers after a log-normal time, for benchmarks/rationales.py; print the port.
 
-    python benchmarks/latency_server.py 0.5
+    python benchmarks/latency_server.py 0.5            (mean seconds per answer)
 
-One process, asyncio streams and as little HTTP as clients need, so that the client is what is measured. A GET gives the
-seconds from the first request since the last GET to the last answer.
+One process with asyncio streams and as little HTTP as clients need, so that the benchmark measures the client and not
+the server. A GET returns the seconds from the first request to the last answer, counted since the last GET.
 """
 
 import asyncio

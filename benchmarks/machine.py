@@ -1,8 +1,8 @@
-"""What this machine can do at most: matrix products a second, and bytes read from memory a second.
+"""Measure what this machine can do at most: matrix products per second, and bytes read from memory per second.
 
     python benchmarks/machine.py
 
-The other benchmarks are held against these: a phase that multiplies can reach the first, one that reads the second.
+These are the limits for the other benchmarks: the first for phases that multiply, the second for phases that read.
 """
 
 import time
@@ -11,11 +11,11 @@ from collections.abc import Callable
 import numpy as np
 from common import arguments, save, spread
 
-ROWS, INNER, OUTER = 2048, 384, 1536  # a batch of MiniLM's tokens through one of its layers
+ROWS, INNER, OUTER = 2048, 384, 1536  # a batch of tokens through one of MiniLM's layers
 
 
 def rate(work: Callable[[], object], amount: float, repeats: int) -> dict[str, float]:
-    """``amount`` a second, over about a second each time."""
+    """Return the work done per second, measured ``repeats`` times over about a second; one call does ``amount``."""
     work()
     found = []
     for _ in range(repeats):
@@ -54,9 +54,9 @@ def main() -> None:
 def _openvino() -> Callable[[], object]:
     import torch
 
-    from utils.openvino_model import quiet_openvino
+    from utils.openvino_model import import_openvino
 
-    openvino = quiet_openvino()
+    openvino = import_openvino()
     layer = openvino.convert_model(torch.nn.Linear(INNER, OUTER, bias=False), example_input=torch.randn(ROWS, INNER))
     compiled = openvino.Core().compile_model(layer, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     rows = np.random.default_rng(0).standard_normal((ROWS, INNER), dtype=np.float32)

@@ -1,11 +1,11 @@
-"""Rationale requests against the ideal, concurrency over mean latency, and their memory against 64 processes.
+"""Compare rationale requests with the ideal rate (concurrency / mean latency), and their memory with 64 processes.
 
     python benchmarks/rationales.py
-    python benchmarks/rationales.py --memory_rows 100000     (three minutes more)
+    python benchmarks/rationales.py --memory_rows 100000     (takes three minutes more)
 
-llm_generation.py as a process against a server with log-normal latency of 0.5 s in the mean, from the first request to
-the last answer, ramp and tail included. The published script's way is a pool of 64 processes, each with the openai
-client.
+llm_generation.py asks a server whose answers take log-normal time, 0.5 s on average. The time is measured from the
+first request to the last answer, including the slow start and the wait for the last answers. The published script's
+way is a pool of 64 processes, each with its own openai client.
 """
 
 import json
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 
 def tree_memory(process: subprocess.Popen) -> float:
-    """Most MiB that a process and its children hold at one time, shared pages counted once (PSS)."""
+    """Return the peak MiB of a process and its children together; shared pages are counted once (PSS)."""
     most = 0.0
     while process.poll() is None:
         total = 0.0
@@ -55,14 +55,14 @@ def tree_memory(process: subprocess.Popen) -> float:
 
 
 def start_server() -> tuple[subprocess.Popen, str]:
-    """The server's process, to be killed, and its address."""
+    """Start the server; return its process, which the caller must kill, and its address."""
     words = [sys.executable, Path(__file__).with_name("latency_server.py"), str(LATENCY)]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     return server, f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
 
 
 def run(url: str, rows: int, concurrency: int) -> tuple[float, float]:
-    """Seconds from the first request to the last answer, and peak MiB."""
+    """Ask for rationales; return the seconds from the first request to the last answer, and the peak MiB."""
     with tempfile.TemporaryDirectory() as name:
         train = Path(name) / "dataset/own/train.jsonl"
         train.parent.mkdir(parents=True)

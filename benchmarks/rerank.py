@@ -1,6 +1,6 @@
-"""Reranking against FlashRAG's CrossReranker: same model, same pairs.
+"""Compare reranking with FlashRAG's CrossReranker: same model, same pairs.
 
-python benchmarks/rerank.py --questions 40          (the quickstart's base reranker: bash reproduce.sh makes it)
+python benchmarks/rerank.py --questions 40          (the quickstart's base reranker, made by bash reproduce.sh)
 python benchmarks/rerank.py --device cuda --questions 2000     (bge-reranker-base's size, random weights)
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
         settings = {
             "rerank_model_name": "bench", "rerank_model_path": str(model), "rerank_topk": TOPK,
             "rerank_max_length": 512,
-            "rerank_batch_size": 64, "rerank_use_fp16": True, "device": args.device, "trust_remote_code": [],
+            "rerank_batch_size": 64, "use_fp16": True, "device": args.device, "trust_remote_code": [],
         }  # fmt: skip
         theirs, ours = CrossReranker(settings), LengthSortedReranker(SimpleNamespace(**settings), pairs=20_000)
         texts = passages(args.questions * TOPK)
@@ -43,7 +43,7 @@ def main() -> None:
             kept[way] = reranker.rerank(asked, docs, topk=TOPK)[0]
 
         ways = {
-            "FlashRAG": lambda: rank("theirs", theirs, 1),  # what its import sets on a CPU
+            "FlashRAG": lambda: rank("theirs", theirs, 1),  # one thread: what its import sets on a CPU
             "FlashRAG with all threads": lambda: rank("theirs", theirs, cores),
             "ours": lambda: rank("ours", ours, cores),
         }

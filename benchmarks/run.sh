@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every benchmark, one after the other: bash benchmarks/run.sh [--device cuda]
-# Results: benchmarks/results/*.json. On 2 cores under 20 minutes; nothing else should run meanwhile. `bash reproduce.sh`
-# makes what they measure with, and `python -m quickstart.models --all` the LLM of benchmarks/generate.py.
+# Run every benchmark, one after the other: bash benchmarks/run.sh [--device cuda]
+# It writes benchmarks/results/*.json and takes under 20 minutes on 2 cores; nothing else should run meanwhile. First run
+# `bash reproduce.sh`, which makes the data, and `python -m quickstart.models --all`, for the LLM of benchmarks/generate.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,9 +1,10 @@
-"""Rationale scoring against one encode for each question and one for its passages, the published script's way.
+"""Compare rationale scoring with the published way, which encodes each question and its passages in separate calls.
 
-    python benchmarks/scoring.py                        (a BGE-M3 of MiniLM's size, random weights)
+    python benchmarks/scoring.py                        (BGE-M3's layout, MiniLM's size, random weights)
     python benchmarks/scoring.py --device cuda --questions 400     (BGE-M3's own size, half precision)
 
-Both ways use FlagEmbedding's BGEM3FlagModel on the quickstart's real candidates, of which some serve two questions.
+Both ways use FlagEmbedding's BGEM3FlagModel on the quickstart's real candidates; some passages are candidates of two
+questions.
 """
 
 import json
@@ -18,7 +19,7 @@ BATCH = 64
 
 
 def candidates(count: int) -> tuple[list[str], list[list[str]]]:
-    """Questions and the texts of their 50 candidates."""
+    """Return questions and the texts of their 50 candidates."""
     path = ROOT / "dataset/quickstart_nq/train_docs_all.jsonl"
     if not path.exists():
         sys.exit(f"{path} is missing; {DATA_HINT}, then run get_docs")
@@ -30,7 +31,7 @@ def candidates(count: int) -> tuple[list[str], list[list[str]]]:
 
 
 def bge_m3(folder: Path, device: str) -> Path:
-    """Random weights in BGE-M3's layout, of its size on a GPU and of MiniLM-L6's on a CPU."""
+    """Make a model in BGE-M3's layout with random weights: BGE-M3's size on a GPU, MiniLM-L6's size on a CPU."""
     import torch
     import transformers
     from common import minilm
@@ -56,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         path = str(bge_m3(Path(name), args.device))
         plain = BgeM3Encoder(path, 8192, half=True)
-        # As at the paper's scale, where compiling is worth its three seconds.
+        # As for the paper's 20,000 questions, where compiling with OpenVINO is worth its three seconds.
         encoder = BgeM3Encoder(path, 8192, half=True, texts=20_000)
         queries, passages = candidates(args.questions)
         found: dict[str, np.ndarray] = {}

@@ -1,12 +1,12 @@
-"""Flat search against FlashRAG's retriever, which faiss runs on one thread; in fp16; and of an index beyond memory.
+"""Compare Flat search with faiss: on one thread as FlashRAG uses it, on all cores, in fp16, and beyond memory.
 
 python benchmarks/search.py --vectors 200000
 python benchmarks/search.py --vectors 2000000 --limit 1500     (an index of 3 GB under 1.5 GB of memory)
 python benchmarks/search.py --device cuda --vectors 21015324 --dimension 768 --queries 4096     (wiki18's size, 32 GB)
 
-The limit is a memory cgroup's where this user may make one, and then holds for the file's cached pages as well;
-else RLIMIT_DATA's, which holds for what a process allocates, not for the pages of a mapped file. The recall of fp16
-is taken on the quickstart's passages and questions, encoded by MiniLM.
+The limit is set by a memory cgroup where this user may make one; it then includes the file's cached pages. Elsewhere it
+is set by RLIMIT_DATA, which includes what the process allocates but not the pages of a mapped file. The recall of fp16
+is measured on the quickstart's passages and questions, encoded by MiniLM.
 """
 
 import argparse
@@ -43,7 +43,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "times read": (read(
 
 
 def make(path: Path, vectors: int, dimension: int = DIMENSION, storage: str = "fp32") -> Path:
-    """An index of random unit vectors, the same ones in both storages, written a block at a time."""
+    """Write an index of random unit vectors, block by block; the vectors are the same in fp32 and fp16."""
     from utils.retrieval.index import STORAGE, index_header
 
     chance = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def make(path: Path, vectors: int, dimension: int = DIMENSION, storage: str = "f
 
 
 def recall() -> dict[str, float]:
-    """Share of the 50 nearest passages in fp32 that are among the 50 nearest in fp16, on real embeddings."""
+    """Return the share of the 50 nearest passages in fp32 that are among the 50 nearest in fp16, on real embeddings."""
     import faiss
 
     from utils.retrieval.encoder import TextEncoder
@@ -78,7 +78,7 @@ def recall() -> dict[str, float]:
 
 
 def limited(path: Path, way: str, queries: Path, limit: int) -> dict[str, object]:
-    """A search under a memory limit of so many bytes, of a file of which nothing is in memory at the start."""
+    """Search under a memory limit of so many bytes, with nothing of the file in memory at the start."""
     os.sync()
     with open(path, "rb") as handle:
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -94,7 +94,7 @@ def limited(path: Path, way: str, queries: Path, limit: int) -> dict[str, object
 
 
 def on_cpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[str, object]:
-    """Ours against faiss on one thread, as FlashRAG leaves it, and on all cores, in both storages."""
+    """Compare our search with faiss on one thread (as FlashRAG uses it) and on all cores, in fp32 and fp16."""
     import faiss
 
     from utils.retrieval.search import BlockIndex
@@ -102,7 +102,7 @@ def on_cpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
     cores = len(os.sched_getaffinity(0))
     paths = {storage: make(folder / storage, args.vectors, args.dimension, storage) for storage in ("fp32", "fp16")}
     result: dict[str, object] = {}
-    if args.limit:  # first of all: pages of a file that this process has mapped would stay in memory
+    if args.limit:  # before the other ways: pages that this process has mapped would stay in memory
         np.save(folder / "queries.npy", queries)
         kinds = {"mapped by faiss": ("fp32", "faiss"), "fp32": ("fp32", "ours"), "fp16": ("fp16", "ours")}
         found = {
@@ -140,7 +140,7 @@ def on_cpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
 
 
 def on_gpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[str, object]:
-    """An fp16 index that stays on the GPU, and the same one passing through it in blocks from the disk."""
+    """Compare an fp16 index that stays on the GPU with the same index passed through it in blocks from the disk."""
     import utils.retrieval.search
     from utils.retrieval.search import BlockIndex
 
@@ -151,7 +151,7 @@ def on_gpu(args: argparse.Namespace, folder: Path, queries: np.ndarray) -> dict[
         rows[way] = index.search(queries, TOPK)[1]
 
     kept = BlockIndex(path, ["cuda:0"])
-    utils.retrieval.search.SHARE_OF_GPU = 0.0
+    utils.retrieval.search.GPU_SHARE = 0.0
     streamed = BlockIndex(path, ["cuda:0"])
     ways = {"in blocks": lambda: search("in blocks", streamed), "on the GPU": lambda: search("on the GPU", kept)}
     result = side_by_side(ways, args.repeats)

@@ -1,8 +1,8 @@
-"""How long --help takes, and a phase whose output is finished.
+"""Measure how long --help takes, and how long a phase takes whose output is already finished.
 
     python benchmarks/startup.py
 
-The targets are 0.5 s and 2 s. Finished phases are the quickstart's, so run `bash reproduce.sh` first.
+The targets are 0.5 s and 2 s. The finished phases are the quickstart's, so run `bash reproduce.sh` first.
 """
 
 import subprocess

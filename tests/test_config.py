@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from utils.config import BASIC_CONFIG, UsageError, _comments, load_config, phase_arguments
+from utils.config import BASIC_CONFIG, UsageError, _comments, load_config, phase_arguments, read_yaml
 
 SCRIPTS = [
     "llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_rag.py", "mmlu_preprocess.py",
@@ -46,8 +46,8 @@ def test_published_flags_are_accepted(script, run_script, tmp_path):
 
 
 def test_every_setting_is_explained_on_its_line():
-    config, comments = load_config(), _comments()
-    for section, values in config.items():
+    comments = _comments()
+    for section, values in read_yaml(BASIC_CONFIG).items():
         if section not in ("prompts", "prices"):  # texts, and the user's own models
             assert [key for key in values if not comments.get((section, key))] == [], section
 
@@ -97,13 +97,32 @@ def test_extends_lays_a_profile_over_another(tmp_path):
     assert (common["dataset"], common["seed"]) == ("one", 2)
 
 
+def test_the_llm_section_is_for_both_scripts_and_their_own_sections_override_it(tmp_path):
+    (tmp_path / "base.yaml").write_text("rag: {timeout: 9.0, base_url: http://a/v1}\nllm: {base_url: http://b/v1}\n")
+    (tmp_path / "over.yaml").write_text("extends: base.yaml\nllm: {timeout: 7}\nrationale: {concurrency: 3}\n")
+
+    def found(section, profile, *keys):
+        args = phase_arguments("", [section], ["--config", str(tmp_path / profile)] if profile else [])
+        return [getattr(args, key) for key in keys]
+
+    keys = ("base_url", "timeout", "concurrency", "max_tokens", "max_retries")
+    assert found("rationale", None, *keys) == [None, 30.0, 64, 1000, 3]
+    assert found("rag", None, *keys) == [None, 60.0, 16, 512, 3]
+    assert found("rationale", "base.yaml", "base_url", "timeout") == ["http://b/v1", 30.0]
+    assert found("rag", "base.yaml", "base_url", "timeout") == ["http://a/v1", 9.0]
+    assert found("rationale", "over.yaml", "base_url", "timeout", "concurrency") == ["http://b/v1", 7.0, 3]
+    assert found("rag", "over.yaml", "base_url", "timeout", "concurrency") == ["http://a/v1", 7.0, 16]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("rationals: {}", "unknown section 'rationals'; did you mean 'rationale'?"),
         ("rag: {rerank_topks: 3}", "unknown key 'rag.rerank_topks'; did you mean 'rerank_topk'?"),
         ("rag: {rerank_topk: many}", "rag.rerank_topk must be int, not 'many'"),
-        ("rag: {rerank_use_fp16: 1}", "rag.rerank_use_fp16 must be bool"),
+        ("common: {use_fp16: 1}", "common.use_fp16 must be bool"),
+        ("llm: {timeouts: 1}", "unknown key 'llm.timeouts'; did you mean 'timeout'?"),
+        ("rationale: {max_retries: many}", "rationale.max_retries must be int, not 'many'"),
         ("- a list", "must be a mapping"),
         ("rag: [", "p.yaml:1:7: not valid YAML"),
         ("common: !!python/object/apply:os.system ['true']", "not valid YAML"),

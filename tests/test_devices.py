@@ -41,7 +41,7 @@ def test_a_reranker_out_of_memory_gives_the_same_scores(tiny_reranker, capsys):
     args = SimpleNamespace(
         trust_remote_code=[],
         rerank_model_name="tiny", rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
-        rerank_batch_size=16, rerank_use_fp16=False,
+        rerank_batch_size=16, use_fp16=False,
     )  # fmt: skip
     reranker = LengthSortedReranker(args)
     expected = reranker.get_rerank_scores(["a question"], [TEXTS], 16)

@@ -8,9 +8,8 @@ import pytest
 from conftest import ROOT, questions, read_jsonl
 
 from utils.config import UsageError
-from utils.llm.limiter import LONGEST_PAUSE, retry_after
-from utils.llm.response import UnusableError, read_completion
-from utils.llm.spending import WASTE
+from utils.llm.client import LONGEST_PAUSE, retry_after
+from utils.llm.response import WASTE, UnusableError, read_completion
 from utils.llm.types import Server
 from utils.ray_engine import one_by_one
 from utils.store.journal import Journal, Records, resume
@@ -203,7 +202,7 @@ def test_a_damaged_line_costs_that_record_alone(tmp_path, capsys):
         path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
         with Journal(path) as journal:
             assert list(journal) == ["k0", "k2", "k3"]
-        assert "1 damaged lines passed over" in capsys.readouterr().err
+        assert "1 damaged lines skipped" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_journal_is_not_emptied(tmp_path):

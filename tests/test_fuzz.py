@@ -16,22 +16,20 @@ from conftest import questions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extras.probe import read_probes
+from extras.injection_probe import read_probes
 from utils.config import UsageError, load_config
 from utils.llm.batch import read_state
-from utils.llm.limiter import retry_after
-from utils.llm.published import match_rationales
+from utils.llm.client import retry_after
+from utils.llm.rationales import match_rationales
 from utils.llm.response import UnusableError, read_completion
 from utils.retrieval.checks import FileReport, sound_rows
-from utils.store.files import read_jsonl, read_rows
 from utils.store.journal import Journal
-from utils.store.lookup import LineIndex
+from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_rows
+from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase, manifest_path
-from utils.store.passages import PassageTexts
-from utils.store.records import read_parquet, read_records
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
-from utils.tables.experiment import read_experiment
-from utils.tables.paper_values import read_expected
+from utils.tables.experiment import read_experiment, read_model
+from utils.tables.paper_values import PaperValues
 from utils.training.score_caches import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +115,10 @@ READERS = {
     ),
     "profile": ((ROOT / "profiles/quickstart.yaml").read_bytes(), lambda path: load_config(str(path))),
     "experiment": ((ROOT / "experiments/smoke.yaml").read_bytes(), read_experiment),
-    "published values": ((ROOT / "experiments/published/paper.yaml").read_bytes(), read_expected),
+    "paper values": (
+        (ROOT / "experiments/paper_values.yaml").read_bytes(),
+        lambda path: read_model(path, PaperValues),
+    ),
     "probes": ((ROOT / "extras/injection.yaml").read_bytes(), read_probes),
 }
 JSON = st.recursive(

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import utils.openvino_model
-from utils.openvino_model import WORTHWHILE, CpuModel
+from utils.openvino_model import WORTHWHILE, OpenVINOModel
 from utils.retrieval.encoder import TextEncoder
 
 pytest.importorskip("openvino")
@@ -22,8 +22,8 @@ TEXTS = ["a word", "some more words than that", "", "and so on " * 60, *(f"passa
 def test_many_texts_are_encoded_as_torch_does(tiny_encoder, pooling):
     torchs = TextEncoder(str(tiny_encoder), 256, pooling, texts=WORTHWHILE - 1)
     ours = TextEncoder(str(tiny_encoder), 256, pooling, texts=WORTHWHILE)
-    assert isinstance(ours.model, CpuModel)
-    assert not isinstance(torchs.model, CpuModel)
+    assert isinstance(ours.model, OpenVINOModel)
+    assert not isinstance(torchs.model, OpenVINOModel)
     np.testing.assert_allclose(ours.encode(TEXTS, 8), torchs.encode(TEXTS, 8), atol=1e-6)
 
 
@@ -34,17 +34,17 @@ def test_many_pairs_are_scored_as_torch_does(tiny_reranker):
 
     args = SimpleNamespace(
         rerank_model_name="x", rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=256,
-        rerank_batch_size=8, rerank_use_fp16=False, trust_remote_code=[],
+        rerank_batch_size=8, use_fp16=False, trust_remote_code=[],
     )  # fmt: skip
     torchs, ours = LengthSortedReranker(args), LengthSortedReranker(args, pairs=WORTHWHILE)
-    assert isinstance(ours.ranker, CpuModel)
+    assert isinstance(ours.ranker, OpenVINOModel)
     expected = torchs.get_rerank_scores(["which", "who"], [TEXTS, TEXTS[:5]], 8)
     np.testing.assert_allclose(ours.get_rerank_scores(["which", "who"], [TEXTS, TEXTS[:5]], 8), expected, atol=1e-5)
 
 
 def test_a_model_with_other_numbers_stays_with_torch(tiny_encoder, monkeypatch, capsys):
     monkeypatch.setattr(utils.openvino_model, "ROUNDING", 0.0)
-    assert not isinstance(TextEncoder(str(tiny_encoder), 256, texts=WORTHWHILE).model, CpuModel)
+    assert not isinstance(TextEncoder(str(tiny_encoder), 256, texts=WORTHWHILE).model, OpenVINOModel)
     assert "numbers differ from torch's" in capsys.readouterr().err
 
 

@@ -1,8 +1,8 @@
-"""The RAG pipeline: retrieve, rerank, generate, evaluate, each stage a file and one model at a time.
+"""The RAG pipeline: retrieve, rerank, generate, evaluate; each stage is a file, and one model is loaded at a time.
 
-FlashRAG's SequentialPipeline holds retriever, reranker and generator in memory together and keeps
-nothing. Here a stage's file is named by a hash of what it depends on: another reranker does not
-retrieve again, another generator does not rerank again.
+FlashRAG's SequentialPipeline holds all models in memory together and keeps nothing. Here the file of a stage is
+named by a hash of what it depends on: another reranker does not retrieve again, another generator does not rerank
+again.
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
-from utils.config import UsageError, settings_of, without_secrets
-from utils.rag.metrics import letter_metrics, ranking_metrics, relevance, text_metrics
-from utils.rag.statistics import Interval, bootstrap
-from utils.rag.trec import write_qrels, write_run
-from utils.ray_engine import make_engine
-from utils.retrieval.candidates import RETRIEVAL_SETTINGS
-from utils.store.files import atomic, dump_line, read_rows, write_lines
+from utils.config import UsageError, dataset_dir, settings_of, without_secrets
+from utils.llm.types import Prompt
+from utils.mmlu.letters import letter_metrics
+from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
+from utils.rag.metrics import ranking_metrics, relevance, text_metrics, write_qrels, write_run
+from utils.rag.prompts import RagPrompt
+from utils.rag.statistics import bootstrap
+from utils.ray_engine import start_workers
+from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
+from utils.store.files import atomic, file_name
 from utils.store.journal import Journal, resume
+from utils.store.jsonlines import dump_line, read_rows, write_lines
+from utils.store.lookup import PassageTexts, passages_path
 from utils.store.manifest import Phase, digest, fingerprint
-from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Question
 
-if TYPE_CHECKING:
-    from utils.llm.types import Prompt
-    from utils.rag.generators import Generator
-
 RERANK_CHUNK = 64  # questions between two savings of progress
-RERANK_SETTINGS = ("rerank_max_length", "rerank_use_fp16")
+RERANK_SETTINGS = ("rerank_max_length", "use_fp16")
 # What a run's answers and rankings depend on, beside its input files.
 OUTCOME_SETTINGS = (
-    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "rerank_use_fp16",
+    "dataset", "split", "test_sample_num", "retrieval_topk", "rerank_topk", "rerank_max_length", "use_fp16",
     "framework", "openai_model", "model_path", "quantization", "max_tokens", "max_input_tokens", "stop", "answer_type",
     "seed", "prompts",
 )  # fmt: skip
@@ -47,55 +48,99 @@ ORACLE = "oracle"
 NO_GENERATOR = "none"
 
 
-class RagPipeline:
-    """One RAG run over one set of questions.
+def run_rag(args: argparse.Namespace) -> str:
+    """Run the pipeline on a dataset's split, unless that run is finished; return what to print."""
+    source = dataset_dir(args) / f"{args.split}.jsonl"
+    if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):
+        raise UsageError(f"{source} is missing; choose another --split (there are: {', '.join(splits)})")
+    dropped = Counter[str]() if args.skip_bad_rows else None
+    pipeline = RagPipeline(read_rows(source, Question, limit=args.test_sample_num, dropped=dropped), args)
+    settings, generator = outcome_settings(args), generator_name(args)
+    ranker = settings["ranker"]
+    folder = Path(args.save_dir) / file_name(args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}")
+    inputs = [source]
+    if args.retrieval_topk:
+        inputs += [args.index_path, args.corpus_path, args.retriever_path]
+        inputs += [args.rerank_model_path] if args.rerank_model_path else []
+    inputs += [args.model_path] if args.framework in LOCAL_FRAMEWORKS else []
+    phase = Phase(folder / "intermediate_data.json", inputs, settings)
+    summary = folder / "metric_score.txt"
+    if phase.is_done(args.overwrite) and summary.exists():
+        return summary.read_text().rstrip("\n")
+    if args.dry_run:
+        return pipeline.forecast()
+    said = pipeline.run(folder)
+    phase.finish(len(pipeline.questions), dropped, facts=pipeline.facts, reranker=ranker, generator=generator)
+    return said
 
-    Args:
-        questions: to answer.
-        args: the ``retrieval`` and ``rag`` sections' settings.
-    """
+
+class RagPipeline:
+    """One RAG run over questions, with the ``retrieval`` and ``rag`` sections' settings."""
 
     def __init__(self, questions: list[Question], args: argparse.Namespace) -> None:
         self.questions, self.args = questions, args
         self.stages = Path(args.save_dir) / "stages"
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}  # for the run's manifest
         letters = args.answer_type == "letter"
+        if not letters and args.answer_type != "text":
+            raise UsageError(f"--answer_type {args.answer_type!r} is neither text nor letter")
         if letters and reranker_name(args) == ORACLE:
             raise UsageError("--rerank_model_name oracle looks for answers in passages; a letter is in all of them")
         if args.framework == NO_GENERATOR and (letters or args.retrieval_topk == 0):
             raise UsageError("--framework none measures rankings: it needs --answer_type text and retrieval")
 
-    def retrieve(self) -> Path | None:
-        """Candidates of every question, ``retrieval_topk`` each; None for the closed-book baseline."""
-        args = self.args
-        if args.retrieval_topk == 0:
-            return None
-        from utils.retrieval.candidates import retrieve
+    def run(self, folder: Path) -> str:
+        """Run all stages and write the run's folder; return the metrics with their intervals.
 
+        The folder holds ``intermediate_data.json`` (FlashRAG's layout), ``metric_score.txt``,
+        ``metrics.json`` with intervals, and the stages' rankings with their judgements in TREC's formats.
+        """
+        rows: list[dict[str, Any]] = [row.model_dump(exclude_none=True) for row in self.questions]
+        passages: list[list[dict[str, str]]] = [[] for _ in rows]
+        scores: dict[str, list[float]] = {}
+        if self.args.retrieval_topk:
+            retrieved = self.retrieve()
+            release_memory()
+            ranked = self.rerank(retrieved)
+            release_memory()
+            self.facts["stages"] = {"retrieval": str(retrieved), "reranking": str(ranked)}
+            passages = self._best_passages(retrieved, ranked)
+            if self.args.answer_type == "text":
+                scores |= self._rank_quality(retrieved, ranked, folder)
+        outputs: list[dict[str, Any]] = [{"retrieval_result": found} for found in passages]
+        if self.args.framework != NO_GENERATOR:
+            answers = self.generate(passages)
+            measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
+            scores |= measure(answers, [row.golden_answers for row in self.questions])
+            outputs = [output | {"pred": answer} for output, answer in zip(outputs, answers, strict=True)]
+        for i, row in enumerate(rows):
+            row["output"] = outputs[i] | {"metric_score": {name: values[i] for name, values in scores.items()}}
+        return self._save(rows, scores, folder)
+
+    def retrieve(self) -> Path:
+        """Retrieve ``retrieval_topk`` candidates per question."""
         output = self._retrieval_path()
-        retrieve(self.questions, args, args.retrieval_topk, output)
+        retrieve(self.questions, self.args, self.args.retrieval_topk, output)
         return output
 
     def rerank(self, retrieved: Path) -> Path:
-        """The same candidates in the reranker's order with its scores; the retrieval file itself without one."""
-        args = self.args
-        name = reranker_name(args)
-        if name == NO_RERANKER:
+        """Sort the same candidates by the reranker's scores; without one the retrieval file itself is the ranking."""
+        args, output = self.args, self._ranking_path(retrieved)
+        if reranker_name(args) == NO_RERANKER:
             return retrieved
-        if name == ORACLE:
+        if reranker_name(args) == ORACLE:
             return self._oracle(retrieved)
-        output = self._ranking_path(retrieved)
         journal_path = output.with_suffix(".journal.jsonl")
         inputs = [retrieved, args.rerank_model_path]
         phase = Phase(output, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
         if phase.is_done(args.overwrite):
             return output
-        from utils.rag.rerankers import RerankWork
+        from utils.rag.rerankers import rerank_worker
 
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
         pairs = sum(len(row.passage_ids) for row in candidates)
-        run = make_engine(args).start(functools.partial(RerankWork, without_secrets(args), pairs))
+        run = start_workers(args, functools.partial(rerank_worker, without_secrets(args), pairs))
 
         def work(chunks: Iterable[list[Candidates]]) -> Iterator[tuple[int, Any]]:
             return run([(row, [texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)
@@ -108,13 +153,19 @@ class RagPipeline:
         return output
 
     def _oracle(self, retrieved: Path) -> Path:
-        """Passages with an answer first, each half in the retriever's order: the most a reranker could do."""
+        """Put passages with an answer first, otherwise in the retriever's order: the most a reranker could do."""
         output = self._ranking_path(retrieved)
         phase = Phase(output, [retrieved], {})
         if not phase.is_done(self.args.overwrite):
             candidates = read_rows(retrieved, Candidates)
             qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
-            phase.finish(write_lines(output, (_answers_first(row, qrels[row.id]) for row in candidates)))
+
+            def ranked(row: Candidates) -> Candidates:
+                labels = qrels[row.id]
+                order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
+                return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
+
+            phase.finish(write_lines(output, map(ranked, candidates)))
         return output
 
     def _retrieval_path(self) -> Path:
@@ -134,147 +185,90 @@ class RagPipeline:
         key = digest([*inputs, settings_of(args, *RERANK_SETTINGS)])
         return self.stages / f"rerank_{args.dataset}_{args.split}_{key}.jsonl"
 
-    def forecast(self) -> str:
-        """What the answers of an API generator would take, from rankings that are there already.
+    def _best_passages(self, retrieved: Path, ranked: Path) -> list[list[dict[str, str]]]:
+        """Read the best ``rerank_topk`` passages of each question."""
+        store = PassageTexts(passages_path(retrieved))
+        best = (row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates))
+        return [[{"id": pid, "contents": store[pid]} for pid in ids] for ids in best]
 
-        Raises:
-            UsageError: another generator, or rankings that are still to be made.
-        """
-        from utils.rag.generators import OpenAIGenerator
-
-        if self.args.framework != "openai":
-            raise UsageError("--dry_run is for --framework openai; the others ask no server")
-        passages: list[list[str]] = [[] for _ in self.questions]
-        if self.args.retrieval_topk:
-            retrieved = self._retrieval_path()
-            ranked = self._ranking_path(retrieved) if retrieved.exists() else retrieved
-            if not ranked.exists():
-                raise UsageError("the rankings are not made yet: run the same with --framework none, which asks no LLM")
-            store = PassageTexts(passages_path(retrieved))
-            rows = read_rows(ranked, Candidates)
-            passages = [[store[pid] for pid in row.passage_ids[: self.args.rerank_topk]] for row in rows]
-        generator = OpenAIGenerator(self.args)
-        return generator.forecast(self._prompts(generator, passages))
-
-    def _prompts(self, generator: Generator, passages: Sequence[list[str]]) -> list[Prompt]:
-        from utils.rag.prompts import RagPrompt
-
-        prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens, generator.defuse)
-        prompts = [
-            prompt.build(row.question, texts[: self.args.rerank_topk])
-            for row, texts in zip(self.questions, passages, strict=True)
-        ]
-        self.facts["prompts with trimmed passages"] = prompt.trimmed
-        if prompt.trimmed:
-            print(f"passages were trimmed in {prompt.trimmed} of {len(prompts)} prompts (--max_input_tokens)")
-        return prompts
-
-    def generate(self, passages: Sequence[list[str]]) -> list[str]:
-        """One answer a question from its first ``rerank_topk`` passages.
-
-        Args:
-            passages: for each question its passage texts, best first; empty lists for closed book.
-        """
-        from utils.rag.generators import make_generator
-
+    def generate(self, passages: list[list[dict[str, str]]]) -> list[str]:
+        """Answer each question from its passages, best first; none for closed book."""
         generator = make_generator(self.args)
         answers = generator.generate(self._prompts(generator, passages))
         self.facts |= generator.facts
         return answers
 
-    def run(self, output: Path) -> dict[str, Interval]:
-        """All stages; writes the run's folder and returns its metrics.
+    def _prompts(self, generator: Generator, passages: list[list[dict[str, str]]]) -> list[Prompt]:
+        prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens, generator.defuse)
+        pairs = zip(self.questions, passages, strict=True)
+        prompts = [prompt.build(row.question, [doc["contents"] for doc in found]) for row, found in pairs]
+        self.facts["prompts with trimmed passages"] = prompt.trimmed
+        if prompt.trimmed:
+            print(f"passages were trimmed in {prompt.trimmed} of {len(prompts)} prompts (--max_input_tokens)")
+        return prompts
 
-        The folder holds ``intermediate_data.json`` (FlashRAG's layout), ``metric_score.txt``,
-        ``metrics.json`` with intervals, and the stages' rankings with their judgements in TREC's formats.
-        """
-        retrieved = self.retrieve()
-        release_memory()
-        ranked = self.rerank(retrieved) if retrieved else None
-        release_memory()
-        rows: list[dict[str, Any]] = [row.model_dump(exclude_none=True) for row in self.questions]
-        kept: list[list[str]] = [[] for _ in rows]
-        texts: list[list[str]] = [[] for _ in rows]
-        scores: dict[str, list[float]] = {}
-        if retrieved and ranked:
-            self.facts["stages"] = {"retrieval": str(retrieved), "reranking": str(ranked)}
-            store = PassageTexts(passages_path(retrieved))
-            kept = [row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates)]
-            texts = [[store[pid] for pid in ids] for ids in kept]
-            if self.args.answer_type == "text":
-                scores |= self._rank_quality(retrieved, ranked, store, output)
-        answers: list[str] | None = None
-        if self.args.framework != NO_GENERATOR:
-            answers = self.generate(texts)
-            measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
-            scores |= measure(answers, [row.golden_answers for row in self.questions])
-        for i, row in enumerate(rows):
-            row["output"] = {
-                "retrieval_result": [
-                    {"id": pid, "contents": text} for pid, text in zip(kept[i], texts[i], strict=True)
-                ],
-                **({"pred": answers[i]} if answers else {}),
-                "metric_score": {name: values[i] for name, values in scores.items()},
-            }
-        return self._save(rows, scores, output)
+    def forecast(self) -> str:
+        """Say what the answers of an API generator would take, from rankings that are there already."""
+        if self.args.framework != "openai":
+            raise UsageError("--dry_run is for --framework openai; the others ask no server")
+        passages: list[list[dict[str, str]]] = [[] for _ in self.questions]
+        if self.args.retrieval_topk:
+            retrieved = self._retrieval_path()
+            ranked = self._ranking_path(retrieved) if retrieved.exists() else retrieved
+            if not ranked.exists():
+                raise UsageError("the rankings are not made yet: run the same with --framework none, which asks no LLM")
+            passages = self._best_passages(retrieved, ranked)
+        generator = OpenAIGenerator(self.args)
+        return generator.forecast(self._prompts(generator, passages))
 
-    def _rank_quality(self, retrieved: Path, ranked: Path, store: PassageTexts, output: Path) -> dict[str, list[float]]:
+    def _rank_quality(self, retrieved: Path, ranked: Path, folder: Path) -> dict[str, list[float]]:
         candidates = read_rows(retrieved, Candidates)
-        qrels = relevance(candidates, store)
-        write_qrels(output / "qrels.trec", qrels)
-        write_run(output / "retrieval.trec", candidates, self.args.retrieval_method)
-        (output / "rerank.trec").unlink(missing_ok=True)  # an earlier run's of this name
+        qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
+        write_qrels(folder / "qrels.trec", qrels)
+        write_run(folder / "retrieval.trec", candidates, self.args.retrieval_method)
+        (folder / "rerank.trec").unlink(missing_ok=True)  # of an earlier run with this name
         if ranked != retrieved:
             candidates = read_rows(ranked, Candidates)
-            write_run(output / "rerank.trec", candidates, reranker_name(self.args))
+            write_run(folder / "rerank.trec", candidates, reranker_name(self.args))
         cutoffs = sorted({1, self.args.rerank_topk, self.args.retrieval_topk})
         return ranking_metrics(qrels, {row.id: row.passage_ids for row in candidates}, cutoffs)
 
-    def _save(self, rows: list[dict[str, Any]], scores: dict[str, list[float]], output: Path) -> dict[str, Interval]:
-        summary = {name: bootstrap(values, self.args.seed) for name, values in scores.items()}
-        with atomic(output / "metric_score.txt") as handle:
-            handle.write("".join(f"{name}: {found.mean}\n" for name, found in summary.items()).encode())
-        with atomic(output / "metrics.json") as handle:
-            handle.write(orjson.dumps({k: asdict(v) for k, v in summary.items()}, option=orjson.OPT_INDENT_2))
-        with atomic(output / "intermediate_data.json") as handle:
+    def _save(self, rows: list[dict[str, Any]], scores: dict[str, list[float]], folder: Path) -> str:
+        found = {name: bootstrap(values, self.args.seed) for name, values in scores.items()}
+        with atomic(folder / "metric_score.txt") as handle:
+            handle.write("".join(f"{name}: {interval.mean}\n" for name, interval in found.items()).encode())
+        with atomic(folder / "metrics.json") as handle:
+            intervals = {name: asdict(interval) for name, interval in found.items()}
+            handle.write(orjson.dumps(intervals, option=orjson.OPT_INDENT_2))
+        with atomic(folder / "intermediate_data.json") as handle:
             handle.write(b"[\n" + b",\n".join(dump_line(row).rstrip() for row in rows) + b"\n]\n")
-        return summary
+        return "\n".join(f"{name:10} {interval}" for name, interval in found.items())
 
 
 def reranker_name(args: argparse.Namespace) -> str:
-    """The reranker's name in tables and folders: as given, else the model folder's, else ``none``.
-
-    Raises:
-        UsageError: a name that is no model's and no path to go with it, or a path under a reserved name.
-    """
-    if args.rerank_model_path is None:
-        if args.rerank_model_name not in (None, NO_RERANKER, ORACLE):
-            raise UsageError(
-                f"--rerank_model_name {args.rerank_model_name} needs --rerank_model_path (folder or hub id); "
-                "leave both out to keep the retriever's order"
-            )
-        return args.rerank_model_name or NO_RERANKER
-    if args.rerank_model_name in (NO_RERANKER, ORACLE):
-        raise UsageError(f"--rerank_model_name {args.rerank_model_name} goes without --rerank_model_path")
-    return args.rerank_model_name or Path(args.rerank_model_path).name
-
-
-def outcome_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that a finished run is recognised by; they stand in its manifest."""
-    ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
-    return settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS) | {"ranker": ranker}
+    """Name the reranker in tables and folders: as given, else by the model's folder, else ``none``."""
+    path, name = args.rerank_model_path, args.rerank_model_name
+    if path is None and name not in (None, NO_RERANKER, ORACLE):
+        raise UsageError(
+            f"--rerank_model_name {name} needs --rerank_model_path (folder or hub id); "
+            "leave both out to keep the retriever's order"
+        )
+    if path is not None and name in (NO_RERANKER, ORACLE):
+        raise UsageError(f"--rerank_model_name {name} goes without --rerank_model_path")
+    return name or (NO_RERANKER if path is None else Path(path).name)
 
 
 def generator_name(args: argparse.Namespace) -> str:
-    """The generator's name in tables and folders; ``none`` where nothing is generated."""
+    """Name the generator in tables and folders; ``none`` where nothing is generated."""
     if args.framework == NO_GENERATOR:
         return NO_GENERATOR
     return args.openai_model if args.framework == "openai" else Path(args.model_path).name
 
 
-def _answers_first(row: Candidates, labels: Mapping[str, int]) -> Candidates:
-    order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
-    return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
+def outcome_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the settings that a finished run is recognised by; they stand in its manifest."""
+    ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
+    return settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS) | {"ranker": ranker}
 
 
 def release_memory() -> None:

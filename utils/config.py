@@ -1,44 +1,46 @@
 """Settings: one YAML file of defaults, an optional profile over it, flags over both.
 
-``utils/basic_config.yaml`` is the only list of settings. Each script names the sections it uses;
-every key of those sections becomes a ``--key`` flag whose help is the comment on the key's line.
+``utils/basic_config.yaml`` is the only list of settings. Every key of the sections that a script names becomes a
+``--key`` flag, with the comment on the key's line as its help and its bounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import json
+import math
 import os
 import re
+import string
 import sys
-from collections.abc import Iterable, Sequence
+import urllib.parse
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.bounds import faults
-
 BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
 SECRETS = ("api_key",)
 SECRET_FLAGS = tuple(f"--{name}" for name in SECRETS)
-REPEATED = ("base_url",)  # flags that may be given more than once
+SHARED_SECTION, SHARERS = "llm", ("rationale", "rag")  # the sharers have every key of the shared section
 FREE_SECTION = "prices"  # the user's own keys
-# Faults of disk, rights and paths, which are no faults of the program.
+BOUNDS = re.compile(r"([\[(])(-?\d+)\.\.(\d*)\] ")  # at the beginning of a comment, see the YAML's first lines
+# What is filled into the templates of the prompts section; rationale_system is sent as it is.
+FIELDS = {
+    "rationale_user": ("question", "answers"), "rationale_completion": ("question", "answers"),
+    "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("question",),
+    "rag_completion": ("reference", "question"), "rag_completion_closed_book": ("reference", "question"),
+}  # fmt: skip
+# Faults of disks, rights and paths, which a user can mend.
 MENDABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EEXIST,
-    errno.EISDIR,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR,
     errno.ENOTDIR,
-)
+)  # fmt: skip
 
 
 class UsageError(Exception):
@@ -46,40 +48,31 @@ class UsageError(Exception):
 
 
 def load_config(profile: str | None = None) -> Config:
-    """Read the defaults and lay a profile over them.
+    """Return section -> key -> value of the defaults with a profile laid over them.
 
-    Args:
-        profile: path of a YAML file with some of the sections and keys of ``basic_config.yaml``; its
-            ``extends: other.yaml`` lays it over another profile of the same folder.
-
-    Returns:
-        Section name -> key -> value.
-
-    Raises:
-        UsageError: the profile is missing, is no mapping, or has a section, key or type that
-            ``basic_config.yaml`` does not know.
+    The sections `SHARERS` have the keys of ``llm`` too: a file's ``llm`` sets them in both, and its own sections
+    override that. A profile's ``extends: other.yaml`` lays it over another profile.
     """
-    config: Config = read_yaml(BASIC_CONFIG)
     if profile is None:
-        return config
+        config: Config = read_yaml(BASIC_CONFIG)
+        return config | {name: config[SHARED_SECTION] | config[name] for name in SHARERS}
     overlay = read_yaml(Path(profile))
-    if base := overlay.pop("extends", None):
-        config = load_config(str(Path(profile).with_name(str(base))))
-    for section, values in overlay.items():
+    base = overlay.pop("extends", None)
+    config = load_config(str(Path(profile).with_name(str(base))) if base else None)
+    # Sorted, so that the shared section comes before those that override it.
+    for section, values in sorted(overlay.items(), key=lambda item: item[0] != SHARED_SECTION):
         if section not in config:
             raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
         if not isinstance(values, (dict, type(None))):
-            raise UsageError(
-                f"{profile}: section '{section}' must be a mapping of settings, not {type(values).__name__}"
-            )
+            raise UsageError(f"{profile}: section '{section}' must be a mapping of settings")
         if section == FREE_SECTION:
             config[section] |= values or {}
             continue
         for key, value in (values or {}).items():
             if key not in config[section]:
-                hint = _nearest(str(key), config[section])
-                raise UsageError(f"{profile}: unknown key '{section}.{key}'{hint}")
-            config[section][key] = _coerce(value, config[section][key], f"{profile}: {section}.{key}")
+                raise UsageError(f"{profile}: unknown key '{section}.{key}'{_nearest(str(key), config[section])}")
+            for target in (section, *(SHARERS if section == SHARED_SECTION else ())):
+                config[target][key] = _coerce(value, config[target][key], f"{profile}: {section}.{key}")
     return config
 
 
@@ -91,62 +84,41 @@ def phase_arguments(
 ) -> argparse.Namespace:
     """Parse one script's command line.
 
-    Args:
-        doc: the script's docstring, shown by ``--help``.
-        sections: sections of the YAML file whose keys become flags, besides ``common``.
-        argv: the arguments; ``sys.argv[1:]`` if None.
-        extra: flags of this script alone, as ``(flag, add_argument's keywords)``.
-
-    Returns:
-        A namespace with one attribute a key, ``prompts`` and ``prices`` (the sections of that name),
-        ``overwrite`` and the extras. Secrets come from ``--api_key``, else the environment, else the file.
+    The keys of ``common`` and ``sections`` become flags, besides ``extra``: flags with add_argument's keywords. The
+    result has one attribute per flag, and the sections ``prompts`` and ``prices``. The API key comes from
+    ``--api_key``, else from the environment, else from the file.
     """
-    sections = ("common", *sections)
     if argv is None:
         _hide_key()
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    pre.add_argument("--config")
-    profile = pre.parse_known_args(argv)[0].config
-    config = load_config(profile)
-
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--config", metavar="YAML", help="profile laid over utils/basic_config.yaml")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", metavar="YAML", help="profile laid over utils/basic_config.yaml")
+    config, basic = load_config(first.parse_known_args(argv)[0].config), load_config()
+    looks = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=looks, allow_abbrev=False, parents=[first])
     parser.add_argument("--overwrite", action="store_true", help="redo the phase even if its output is finished")
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
-    comments, basic = _comments(), read_yaml(BASIC_CONFIG)
-    repeated: dict[str, Any] = {}
-    for section in sections:
+    told, comments = _comments(), dict[str, str]()
+    readers: dict[Any, Any] = {bool: _boolean, list: _strings, type(None): str}
+    for section in ("common", *sections):
         group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
         for key, default in config[section].items():
-            shown = "set" if key == "api_key" and default else default
-            told = f"{comments.get((section, key), '')} [{shown}]".replace("%", "%%")
-            if key in REPEATED:
-                group.add_argument(f"--{key}", action="append", help=told)
-                repeated[key] = default
-                continue
+            if key == "api_key":
+                default = os.environ.get("OPENAI_API_KEY") or (None if default is None else str(default))
+            kind = type(basic[section][key])
+            comments[key] = told[section if (section, key) in told else SHARED_SECTION, key]
+            shown = "set" if key in SECRETS and default else default
             group.add_argument(
                 f"--{key}",
                 default=default,
-                type=_flag_type(basic[section][key]),
-                nargs="?" if isinstance(basic[section][key], bool) else None,
-                const=True if isinstance(basic[section][key], bool) else None,
-                help=told,
+                type=readers.get(kind, kind),
+                nargs="?" if kind is bool else None,
+                const=True if kind is bool else None,
+                help=f"{comments[key]} (default: {shown})".replace("%", "%%"),
             )
     args = parser.parse_args(argv)
-    for key, default in repeated.items():
-        given = getattr(args, key) or default
-        setattr(args, key, given[0] if isinstance(given, list) and len(given) == 1 else given)
     args.prompts, args.prices = config["prompts"], config["prices"]
-    for key in ("dataset", "split"):
-        check_plain_name(f"--{key}", getattr(args, key, "train"))
-    if "api_key" in vars(args) and not any(a.startswith("--api_key") for a in argv or sys.argv[1:]):
-        args.api_key = os.environ.get("OPENAI_API_KEY") or args.api_key
-    if getattr(args, "api_key", None) is not None:
-        args.api_key = str(args.api_key)  # YAML reads one of digits as a number
-    for fault in faults(vars(args), args.prompts):
+    for fault in _faults(args, comments):
         raise UsageError(fault)
     return args
 
@@ -166,65 +138,109 @@ def _hide_key() -> None:
         os.execv(sys.executable, [sys.executable, *command[1:], *kept])
 
 
-def check_plain_name(flag: str, name: str) -> None:
-    """Accept the name of any file or folder below ``data_dir``, and nothing that leaves it."""
-    if not name or Path(name).name != name or name in (".", ".."):
-        raise UsageError(f"{flag} {name!r} must be a plain name below data_dir")
+def _comments() -> dict[tuple[str, str], str]:
+    """Return the comment on each key's line of the YAML by section and key; PyYAML does not keep them."""
+    comments, section = {}, ""
+    for line in BASIC_CONFIG.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"(\w+):\s*$", line):
+            section = match[1]
+        elif match := re.match(r"  (\w+):.*?\s#\s(.*)$", line):
+            comments[section, match[1]] = match[2]
+    return comments
+
+
+def _faults(args: argparse.Namespace, comments: dict[str, str]) -> Iterator[str]:
+    """Yield what is wrong with the settings; no message shows a secret."""
+    for name in ("dataset", "split"):
+        folder = getattr(args, name, "train")
+        if not folder or Path(folder).name != folder or folder in (".", ".."):
+            yield f"--{name} {folder!r} must be a plain name below data_dir"
+    for name, comment in comments.items():
+        value, bounds = getattr(args, name), BOUNDS.match(comment)
+        if bounds and not _within(value, *bounds.groups()):
+            low = f"{'at least' if bounds[1] == '[' else 'more than'} {bounds[2]}"
+            yield f"--{name} must be {low}{' and at most ' + bounds[3] if bounds[3] else ''}, not {value!r}"
+    key, url = getattr(args, "api_key", None), getattr(args, "base_url", None)
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        yield "the API key holds a character that no key has; was a blank, a line break or a quotation mark copied too?"
+    if url is not None and not _is_address(str(url)):
+        yield f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1"
+    for name, text in args.prompts.items():
+        if name.endswith("_user") and not (text or "").strip():
+            yield f"prompts.{name} must not be blank"
+        if name in FIELDS and (fault := template_fault(text or "", FIELDS[name])):
+            yield f"prompts.{name}: {fault}"
+
+
+def _within(value: Any, opening: str, least: str, most: str) -> bool:
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value > float(most or "inf"):
+        return False
+    return value >= float(least) if opening == "[" else value > float(least)
+
+
+def template_fault(text: str, fields: Collection[str]) -> str:
+    """Return why `str.format` cannot fill a template with these fields; empty if it can."""
+    try:
+        found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        faults = [f"{{{name}}} is not known" for name in sorted(found - set(fields))]
+    except ValueError as error:
+        faults = [str(error)]
+    allowed = " and ".join(f"{{{field}}}" for field in fields)
+    return f"{faults[0]}; {allowed} are filled in, other braces are written twice" if faults else ""
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+    except ValueError:
+        return False
 
 
 def dataset_dir(args: argparse.Namespace) -> Path:
-    """``data_dir/dataset``."""
+    """Return ``data_dir/dataset``."""
     return Path(args.data_dir) / args.dataset
 
 
 def docs_path(args: argparse.Namespace) -> Path:
-    """Where get_docs writes and every later phase reads the candidates of the training questions."""
+    """Return where get_docs writes and every later phase reads the candidates of the training questions."""
     return dataset_dir(args) / f"train_docs_{args.train_questions or 'all'}.jsonl"
 
 
 def training_lines_path(args: argparse.Namespace) -> Path:
-    """Where score_cache_to_dataset.py writes and run_finetune.sh reads unless told otherwise."""
+    """Return where score_cache_to_dataset.py writes and run_finetune.sh reads unless told otherwise."""
     return dataset_dir(args) / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl"
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:
-    """Where run_finetune.sh puts the reranker."""
+    """Return where run_finetune.sh puts the reranker."""
     return Path(args.output_dir or f"checkpoints/{args.dataset}_radio")
 
 
 def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
-    """The named settings, as a manifest records them and a resumed phase compares them."""
+    """Return the named settings, as a manifest records them and a resumed phase compares them."""
     return {key: getattr(args, key) for key in keys}
 
 
 def without_secrets(args: argparse.Namespace) -> argparse.Namespace:
-    """The settings for a worker elsewhere, whose memory and logs others may read."""
+    """Return the settings for a worker elsewhere, whose memory and logs others may read."""
     return argparse.Namespace(**{key: value for key, value in vars(args).items() if key not in SECRETS})
 
 
 def printable(text: str) -> str:
-    """Text of models, servers and files without what would steer a terminal: control characters as escapes."""
+    """Return a text from outside with its control characters escaped, so that it does not steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def run_main(main: Any) -> None:
-    """Run a script's ``main`` and exit with its code.
-
-    A `UsageError`, and a disk that is full or must not be written, end it with a message and code 2, no traceback.
-    """
+    """Run a script's ``main`` and exit with its code; faults that a user can mend are told without a traceback."""
     try:
         code = main()
-    except UsageError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.errno not in MENDABLE:
+    except (UsageError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in MENDABLE:
             raise
-        print(
-            f"error: {printable(str(error))}; finished files are as they were. Once that is mended, the same command "
-            "goes on",
-            file=sys.stderr,
-        )
+        hint = "; finished files are unharmed. Mend it and run the same command again"
+        print(f"error: {printable(str(error))}{hint if isinstance(error, OSError) else ''}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -233,18 +249,14 @@ def run_main(main: Any) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that is a mapping; it can make no objects.
-
-    Raises:
-        UsageError: missing file, or another content.
-    """
+    """Read a YAML file that is a mapping; it can make no objects."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
         raise UsageError(f"{path} is missing (there are: {there})") from None
     except yaml.MarkedYAMLError as error:
-        # Its own text shows the faulty line and the names in it, which may be a key.
+        # The error's own text shows the faulty line and the names in it, which may be a key.
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         what = re.sub(r"(alias|handle|tag) '.*", r"\1", error.problem or error.context or "")
@@ -262,48 +274,27 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _coerce(value: Any, default: Any, where: str) -> Any:
-    """Give ``value`` the type of ``default``; YAML reads 6e-5 as a string, people write 2 for 2.0."""
+    """Return a value with the type of ``default``; YAML reads 6e-5 as a string, people write 2 for 2.0."""
     if isinstance(value, list) and not all(isinstance(item, str) for item in value):
         raise UsageError(f"{where} must be a list of texts; put each in quotes")
     if default is None or value is None or type(value) is type(default):
         return value
-    if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+    if isinstance(default, float) and type(value) in (int, str):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            pass
     raise UsageError(f"{where} must be {type(default).__name__}, not {value!r}")
 
 
-def _flag_type(default: Any) -> Any:
-    if isinstance(default, bool):
-        return _boolean
-    if isinstance(default, list):
-        return _strings
-    return str if default is None else type(default)
-
-
 def _strings(text: str) -> list[str]:
-    """A JSON list of strings, or one string as it stands: "[/INST]" is one."""
-    try:
+    """Read a JSON list of strings, or take one string as it stands: "[/INST]" is one."""
+    with contextlib.suppress(json.JSONDecodeError):
         found = json.loads(text)
-    except json.JSONDecodeError:
-        found = None
-    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else [text]
+        if isinstance(found, list) and all(isinstance(item, str) for item in found):
+            return found
+    return [text]
 
 
 def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
-
-
-def _comments() -> dict[tuple[str, str], str]:
-    """The comment on each key's line of ``basic_config.yaml``, which PyYAML does not keep."""
-    comments, section = {}, ""
-    for line in BASIC_CONFIG.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"(\w+):\s*$", line):
-            section = match[1]
-        elif match := re.match(r"  (\w+):.*?\s#\s(.*)$", line):
-            comments[section, match[1]] = match[2]
-    return comments

@@ -1,7 +1,7 @@
-"""Encoders and rerankers through OpenVINO on a CPU: torch's numbers in a fraction of the time.
+"""Run encoders and rerankers through OpenVINO on a CPU: torch's numbers in a fraction of the time.
 
-torch multiplies fp32 matrices through MKL, which on processors of other makers than Intel reaches less than half
-of what they can do; OpenVINO also fuses what stands between the products.
+torch multiplies fp32 matrices through MKL, which reaches less than half of what AMD's processors can do. OpenVINO
+also fuses the steps between the products.
 """
 
 from __future__ import annotations
@@ -15,17 +15,11 @@ from typing import Any
 from utils.devices import torch_device, usable_cores
 
 WORTHWHILE = 2000  # texts; the conversion takes about three seconds
-ROUNDING = 1e-4  # largest difference that is fp32's, relative to the largest number
+ROUNDING = 1e-4  # largest difference that counts as fp32 rounding, relative to the largest number
 
 
-class CpuModel:
-    """A compiled model that is called like the one it was made of.
-
-    Args:
-        compiled: OpenVINO's.
-        names: of its inputs, in order.
-        output: name of the one output: ``last_hidden_state`` or ``logits``.
-    """
+class OpenVINOModel:
+    """A compiled model that is called like the transformers model it was made from."""
 
     def __init__(self, compiled: Any, names: list[str], output: str) -> None:
         import torch
@@ -34,51 +28,48 @@ class CpuModel:
         self.device = torch.device("cpu")
 
     def __call__(self, **inputs: Any) -> Any:
-        """The output under its name, as transformers gives it."""
+        """Return an object with the one output under its name."""
         import torch
 
         found = self._compiled([inputs[name].numpy() for name in self._names])[0]
         return SimpleNamespace(**{self._output: torch.from_numpy(found.copy())})
 
 
-def fastest(model: Any, tokenizer: Any, output: str, texts: int) -> Any:
-    """The model itself, or, where that is worth while and gives the same numbers, the same compiled by OpenVINO.
+def with_openvino(model: Any, tokenizer: Any, output: str, texts: int) -> Any:
+    """Return the model compiled by OpenVINO where that pays and gives the same numbers, else the model itself.
 
     Args:
-        model: as transformers loads it, in fp32, on its device.
-        tokenizer: its own.
-        output: what is wanted of it: ``last_hidden_state`` or ``logits``.
-        texts: about how many it will see. It decides alone, so that a resumed run takes the same way.
-
-    Returns:
-        The model, or a `CpuModel` that takes the same inputs by name.
+        model: a transformers model in fp32.
+        tokenizer: the model's tokenizer.
+        output: the one output that is used: ``last_hidden_state`` or ``logits``.
+        texts: about how many the whole phase has, not what is left of it: a resumed run makes the same choice.
     """
     if texts < WORTHWHILE or torch_device() != "cpu" or find_spec("openvino") is None:
         return model
     try:
         compiled = _compiled(model, tokenizer, output)
+        difference = _difference(model, compiled, tokenizer, output)
+        if difference <= ROUNDING:
+            return compiled
+        fault = f"OpenVINO's numbers differ from torch's by {difference:.1e}"
     except Exception as error:  # whatever OpenVINO's converter does not know about a model
-        print(f"note: OpenVINO cannot convert this model ({type(error).__name__}); torch runs it", file=sys.stderr)
-        return model
-    difference = _difference(model, compiled, tokenizer, output)
-    if not difference <= ROUNDING:
-        print(f"note: OpenVINO's numbers differ from torch's by {difference:.1e}; torch runs it", file=sys.stderr)
-        return model
-    return compiled
+        fault = f"OpenVINO cannot convert this model ({type(error).__name__})"
+    print(f"note: {fault}; torch runs it", file=sys.stderr)
+    return model
 
 
-def quiet_openvino() -> Any:
-    """The library. Its converter reports its use to the makers, which it cannot without another package."""
+def import_openvino() -> Any:
+    """Import the library without its telemetry, by which the converter reports its use."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino
 
 
-def _compiled(model: Any, tokenizer: Any, output: str) -> CpuModel:
+def _compiled(model: Any, tokenizer: Any, output: str) -> OpenVINOModel:
     import torch
 
-    openvino = quiet_openvino()
+    openvino = import_openvino()
     example = dict(tokenizer(["one two", "three"], padding=True, return_tensors="pt"))
 
     class OneOutput(torch.nn.Module):
@@ -90,7 +81,7 @@ def _compiled(model: Any, tokenizer: Any, output: str) -> CpuModel:
             return self.model(**dict(zip(example, inputs, strict=True)))[output]
 
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the tracer's, about what the comparison checks
+        warnings.simplefilter("ignore")  # the tracer fears other shapes than the example's; `_difference` tries them
         graph = openvino.convert_model(OneOutput(), example_input=tuple(example.values()))
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -98,19 +89,17 @@ def _compiled(model: Any, tokenizer: Any, output: str) -> CpuModel:
         "INFERENCE_NUM_THREADS": usable_cores(),
         "ENABLE_CPU_PINNING": False,  # two processes of one thread each would be bound to the same core
     }
-    return CpuModel(openvino.Core().compile_model(graph, "CPU", settings), list(example), output)
+    return OpenVINOModel(openvino.Core().compile_model(graph, "CPU", settings), list(example), output)
 
 
-def _difference(model: Any, compiled: CpuModel, tokenizer: Any, output: str) -> float:
-    """Largest difference on batches of other shapes than the example's, relative to the largest number."""
+def _difference(model: Any, compiled: OpenVINOModel, tokenizer: Any, output: str) -> float:
     import torch
 
     worst = 0.0
     for texts in (["a word"], ["one", "some more words than that", "and " * 40]):
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            expected, found = (way(**inputs) for way in (model, compiled))
-        expected, found = expected[output], getattr(found, output)
+            expected, found = model(**inputs)[output], getattr(compiled(**inputs), output)
         kept = inputs["attention_mask"].bool() if output == "last_hidden_state" else ...
         worst = max(worst, float((expected[kept] - found[kept]).abs().max() / expected[kept].abs().max()))
     return worst

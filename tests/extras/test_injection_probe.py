@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from extras.probe import documents, read_probes, reader_rows, reranker_rows
+from extras.injection_probe import documents, read_probes, reader_rows, reranker_rows
 from utils.retrieval.answers import has_answer
 
 ATTACKS, PROBES = read_probes(ROOT / "extras/injection.yaml")
@@ -59,9 +59,8 @@ def test_the_script_probes_a_real_model_and_a_real_reranker(run_script, tmp_path
 def test_a_passage_cannot_write_control_tokens(tiny_llama, chat):
     from transformers import AutoTokenizer
 
-    from utils.rag.control_tokens import defused, without_control
     from utils.rag.local_generators import token_ids
-    from utils.rag.prompts import RagPrompt
+    from utils.rag.prompts import RagPrompt, defused, without_control
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.add_tokens([" ", "\n"])  # as some tokenizers have them: no control tokens
@@ -114,7 +113,7 @@ def test_control_tokens_of_a_passage_reach_no_server(token):
     ["a < b | c > d", "[1] <sup>2</sup> <i>x</i>", "x <- y |> f", "<b>bold</b> [INSTITUTE]", "<bosom> [gMASKED]"],
 )
 def test_other_text_stays_as_it_is(text):
-    from utils.rag.control_tokens import defused
+    from utils.rag.prompts import defused
 
     assert defused(text) == text
 

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -30,13 +31,13 @@ def test_the_request_is_the_papers(llm_server, tmp_path):
     from types import SimpleNamespace
 
     from utils.config import load_config
-    from utils.llm.rationales import RationaleRequests
+    from utils.llm.rationales import rationale_request
     from utils.store.rows import Question
 
     config = load_config()
     args = SimpleNamespace(**config["rationale"], **config["common"], prompts=config["prompts"])
     row = Question(id="1", question="who wrote it", golden_answers=["A", "B"])
-    payload = next(iter(RationaleRequests([row], args))).payload
+    payload = rationale_request(row, args).payload
     assert [message["role"] for message in payload["messages"]] == ["system", "user"]
     assert payload["messages"][1]["content"] == "Question: who wrote it\nGround-truth answer: A; B\nRationale:"
     wanted = {"model": "gpt-4o-mini", "temperature": 0.2, "top_p": 1.0, "n": 1, "seed": 42, "max_tokens": 1000}
@@ -183,6 +184,28 @@ def test_a_second_signal_ends_it_at_once(llm_server, tmp_path):
     _, said = process.communicate(timeout=5)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+def test_a_server_that_is_killed_costs_no_answer_and_the_next_call_goes_on(ask, llm_server, tmp_path):
+    dies = llm_server(0.05)
+
+    def kill():
+        while sum(dies.stats()["seen"].values()) < 20:
+            time.sleep(0.02)
+        dies.process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = ask(dies.base_url, "--concurrency", "16", "--max_retries", "0", rows=questions(300))
+    killer.join()
+    assert result.returncode == 1
+    assert "questions were not asked: the last 20 requests all failed" in result.stderr
+    kept = len((tmp_path / "dataset/own/reason/requests.journal.jsonl").read_bytes().splitlines()) - 1
+    assert kept > 0
+    other = llm_server()
+    assert ask(other.base_url).returncode == 0
+    assert len(reasons(tmp_path)) == 300
+    assert sum(other.stats()["seen"].values()) == 300 - kept
 
 
 def test_two_runs_of_one_output_are_refused(ask, llm_server, start_script, tmp_path):

@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from utils.config import UsageError
-from utils.mmlu.categories import CATEGORIES, CATEGORY, category_of, format_question
 from utils.mmlu.letters import parse_letter
+from utils.mmlu.scores import CATEGORIES, CATEGORY, category_of
+from utils.mmlu.sources import format_question
 
 
 # ---------------------------------------------------------------- categories and questions

@@ -11,9 +11,9 @@ from conftest import ROOT, read_jsonl
 from mmlu_helpers import CHOICES, fails, run, write_csv
 
 from utils.config import UsageError
-from utils.mmlu.scores import Graded, score, table
+from utils.mmlu.scores import Graded, grade, score, table
 from utils.rag.statistics import RESAMPLES
-from utils.store.records import read_run
+from utils.store.jsonlines import read_run
 
 
 def graded(subject, right, wrong, unparsable=0):
@@ -100,15 +100,13 @@ def test_evaluation_main_path(tmp_path):
 
 def test_evaluation_reads_what_flashrag_saves(tmp_path):
     # FlashRAG's Dataset.save writes json.dump(rows, indent=4); the fields come from Item.to_dict.
-    import mmlu_evaluation
-
     source = tmp_path / "source"
     write_csv(source / "test/virology_test.csv", [["Q?", *CHOICES, "D"]])
     code, _, err = run("mmlu_preprocess.py", "--source", source, "--data_dir", tmp_path)
     assert code == 0, err
     rows = [{**row, "output": {"pred": "D. two\nlines"}} for row in read_jsonl(tmp_path / "mmlu/test.jsonl")]
     path = save(tmp_path / "run", rows) / "intermediate_data.json"
-    assert mmlu_evaluation.grade(read_run(path, "m"), path, "m") == [Graded("virology", True, True)]
+    assert grade(read_run(path, "m"), path, "m") == [Graded("virology", True, True)]
 
 
 def test_a_missing_run_says_what_to_run(tmp_path):
@@ -144,10 +142,8 @@ def without(row, *path):
     ],
 )
 def test_bad_rows_are_named(tmp_path, bad, message):
-    import mmlu_evaluation
-
     with pytest.raises(UsageError) as error:
-        mmlu_evaluation.grade([answered(0, "A", "A"), bad], tmp_path / "intermediate_data.json", "python run_rag.py")
+        grade([answered(0, "A", "A"), bad], tmp_path / "intermediate_data.json", "python run_rag.py")
     assert message in str(error.value)
 
 

@@ -9,7 +9,7 @@ from conftest import read_jsonl
 from mmlu_helpers import CHOICES, fails, run, write_csv
 
 from utils.config import UsageError
-from utils.mmlu.categories import category_of
+from utils.mmlu.scores import category_of
 from utils.mmlu.sources import find_splits, question_rows
 
 

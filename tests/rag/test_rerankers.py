@@ -11,7 +11,7 @@ def args(tiny_reranker):
     return SimpleNamespace(
         trust_remote_code=[],
         rerank_model_name=None, rerank_model_path=str(tiny_reranker), rerank_topk=5, rerank_max_length=64,
-        rerank_batch_size=4, rerank_use_fp16=False,
+        rerank_batch_size=4, use_fp16=False,
     )  # fmt: skip
 
 
@@ -58,6 +58,21 @@ def test_equal_scores_keep_the_retrievers_order(args):
     assert len(set(scores[0])) == 1
 
 
+def test_a_pair_is_scored_once_whatever_its_copies(args, task):
+    """A pair's last digits depend on the batch it is in, so copies must not be in two."""
+    from utils.rag.rerankers import LengthSortedReranker
+
+    reranker, seen = LengthSortedReranker(args), []
+    inner = reranker.ranker.forward
+    reranker.ranker.forward = lambda **inputs: (seen.append(len(inputs["input_ids"])), inner(**inputs))[1]
+    texts = [f"words {'and more ' * (i % 5)}" for i in range(15)]
+    scores = reranker.get_rerank_scores(["one", "two", "one"], [texts, texts[:7], texts[:2]], 4)
+    assert sum(seen) == 5 + 5
+    assert scores[:5] == scores[5:10] == scores[10:15]
+    assert scores[15:20] != scores[:5]
+    assert scores[22:] == scores[:2]
+
+
 def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task, monkeypatch):
     from utils.rag import rerankers
     from utils.rag.rerankers import LengthSortedReranker
@@ -65,7 +80,7 @@ def test_half_precision_hardly_moves_scores_and_makes_no_ties(args, task, monkey
     queries, docs = task
     texts = [[doc["contents"] for doc in found] for found in docs]
     full = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
-    args.rerank_use_fp16 = True
+    args.use_fp16 = True
     assert LengthSortedReranker(args).get_rerank_scores(queries, texts, 4) == full.tolist()  # this is a CPU
     monkeypatch.setattr(rerankers, "half_precision", lambda: torch.bfloat16)
     half = np.array(LengthSortedReranker(args).get_rerank_scores(queries, texts, 4))
@@ -111,7 +126,7 @@ def test_rerankers_of_other_architectures(args, task, tokenizer, tmp_path, monke
     model = getattr(transformers, f"{architecture}ForSequenceClassification")(config).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    args.rerank_model_path, args.rerank_use_fp16 = str(tmp_path), half
+    args.rerank_model_path, args.use_fp16 = str(tmp_path), half
     queries, docs = task
     reranker = LengthSortedReranker(args)
     ours = reranker.get_rerank_scores(queries, [[doc["contents"] for doc in found] for found in docs], 4)

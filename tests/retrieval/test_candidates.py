@@ -232,7 +232,7 @@ def test_missing_and_broken_inputs_name_file_line_and_next_step(retrieval_args, 
     for rows_, message in (
         ([{"id": 1, "question": "a"}], "train.jsonl:1: field 'golden_answers'"),
         ([{"id": 1, "question": " ", "golden_answers": ["b"]}], "train.jsonl:1: field 'question'"),
-        ([*questions(2), questions(1)[0]], "train.jsonl:3: id 'q0' stands on line 1 too"),
+        ([*questions(2), questions(1)[0]], "train.jsonl:3: id 'q0' is on line 1 too"),
     ):
         write_jsonl(tmp_path / "dataset/own/train.jsonl", rows_)
         result = run_script(*flags, cwd=tmp_path)

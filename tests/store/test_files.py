@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config import UsageError
-from utils.store.files import atomic, read_jsonl, read_rows, write_lines
+from utils.store.files import atomic
 from utils.store.journal import Journal
+from utils.store.jsonlines import read_jsonl, read_rows, write_lines
 from utils.store.lookup import LineIndex
 from utils.store.manifest import WHOLE_FILE_LIMIT, Phase, digest, fingerprint
 from utils.store.provenance import command_line
@@ -67,7 +68,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "from utils.store.files import write_lines\n"
+        "from utils.store.jsonlines import write_lines\n"
         f"write_lines({str(path)!r}, ({{'text': 'x' * 100}} for _ in range(1000)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -97,7 +98,7 @@ BAD_LINES = {
     "array": (b"[1, 2]\n", "in.jsonl:1: a JSON object is expected, not list"),
     "invalid utf-8": (b'{"id": "\xff"}\n', "in.jsonl:1: not valid JSON"),
     "nan": (b'{"id": NaN}\n', "in.jsonl:1: not valid JSON"),
-    "no answers": (json.dumps(GOOD | {"golden_answers": []}).encode(), "in.jsonl:1: field 'row': Value error, golden"),
+    "no answers": (json.dumps(GOOD | {"golden_answers": []}).encode(), "in.jsonl:1: field 'golden_answers': List"),
     "null answer": (json.dumps(GOOD | {"golden_answers": [None]}).encode(), "field 'golden_answers.0'"),
     "blank answer": (json.dumps(GOOD | {"golden_answers": [" "]}).encode(), "field 'golden_answers.0'"),
     "boolean id": (json.dumps(GOOD | {"id": True}).encode(), "field 'id'"),

@@ -5,14 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
-from utils.store.files import lock_path, locked
+from utils.store.files import locked
 from utils.store.manifest import Phase
-from utils.store.provenance import commit, machine
+from utils.store.provenance import commit, machine, processor
 
 
 def made(path, inputs=(), settings=None, text="x"):
@@ -83,7 +84,7 @@ def test_an_output_that_is_being_made_is_no_input_yet(tmp_path):
 
 
 def test_what_a_killed_process_left_aside_is_removed(tmp_path):
-    from utils.store.files import write_lines
+    from utils.store.jsonlines import write_lines
 
     gone, other = tmp_path / ".out.999999999.part", tmp_path / ".other.999999999.part"
     here = tmp_path / f".out.{os.getppid()}.part"
@@ -100,6 +101,37 @@ def test_manifests_tell_where_a_result_comes_from(tmp_path):
     assert found["machine"] == machine()
     assert {"started", "seconds", "versions", "command"} <= found.keys()
     assert "cores" in machine()
+
+
+CPUINFO = (
+    "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 23\nmodel\t\t: 1\nflags\t\t: fpu {}\n\nprocessor\t: 1\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [("sse2", "no AVX2"), ("avx2", "AVX2"), ("avx512f avx2", "AVX2, AVX-512"),
+     ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "AVX2, AVX-512, AVX512-bf16, AMX, AMX-bf16")],
+)  # fmt: skip
+def test_the_processors_family_and_instruction_sets_are_told(tmp_path, flags, told):
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(flags))
+    assert processor(tmp_path / "cpuinfo") == f"AMD EPYC (family 23 model 1; {told})"
+
+
+def test_a_processor_that_tells_nothing_still_has_a_name(tmp_path):
+    assert processor(tmp_path / "none")
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert processor(tmp_path / "cpuinfo")
+
+
+def test_benchmarks_tell_the_machine_as_manifests_do(tmp_path, monkeypatch, capsys):
+    from benchmarks import common
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    common.save("benchmarks/some.py", {"seconds": 1.23456})
+    found = json.loads((tmp_path / "results/some.json").read_text())
+    assert (found["machine"], found["seconds"]) == (machine(), 1.235)
+    assert processor(Path("/proc/cpuinfo")) in found["machine"]
 
 
 def test_a_file_that_is_changed_between_two_phases_stops_the_second(run_script, llm_server, tmp_path):
@@ -128,7 +160,7 @@ def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_s
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n" + b"".join(BAD))
     flags = ["llm_generation.py", "--dataset", "own", "--base_url", llm_server().base_url]
     refused = run_script(*flags, cwd=tmp_path)
-    assert (refused.returncode, "train.jsonl:5: id 'q1' stands on line 2 too" in refused.stderr) == (2, True)
+    assert (refused.returncode, "train.jsonl:5: id 'q1' is on line 2 too" in refused.stderr) == (2, True)
     result = run_script(*flags, "--skip_bad_rows", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for place in (
@@ -154,7 +186,7 @@ def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_s
      (b'{"id": NaN}', "write null"), (b'{"id": "\xe4"}', "byte 8 of the line is not UTF-8")],
 )  # fmt: skip
 def test_the_commonest_faults_come_with_their_remedy(tmp_path, content, remedy):
-    from utils.store.files import read_jsonl
+    from utils.store.jsonlines import read_jsonl
 
     (tmp_path / "in.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=remedy):
@@ -169,7 +201,7 @@ def test_numbers_as_answers_are_taken_as_they_are_written(tmp_path):
 
 
 def test_a_line_of_many_megabytes_is_read(tmp_path):
-    from utils.store.files import read_rows
+    from utils.store.jsonlines import read_rows
     from utils.store.rows import Passage
 
     path = write_jsonl(tmp_path / "in.jsonl", [{"id": "1", "contents": "x" * 30_000_000}, {"id": "2", "contents": "y"}])
@@ -222,7 +254,7 @@ def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
     folder.mkdir()
     journal.write_text("left")
     (folder / "0.npy").write_text("left")
-    with locked(journal), locked(lock_path(folder)):
+    with locked(journal), locked(folder):
         assert phase.is_done(overwrite=False)
         assert journal.exists()
         assert folder.exists()

@@ -6,11 +6,11 @@ import re
 import pytest
 from conftest import ROOT
 
-from utils.config import UsageError, load_config, phase_arguments
+from utils.config import UsageError, docs_path, load_config, phase_arguments
 from utils.tables.experiment import LABELS, Experiment, label, read_experiment
 from utils.tables.plan import Plan
 
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
+NAMES = sorted({path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"paper_values"})
 ALL = ["closed_book", "retriever", "base", "retrieval_only", "rationale_only", "radio", "oracle"]
 
 
@@ -139,7 +139,7 @@ def test_a_reranker_with_settings_of_its_own_never_takes_the_profiles_folder():
 
 
 def test_values_reach_the_scripts_as_they_were_written():
-    flags = {"stop": ["\n", "Q:"], "quantization": "4bit", "max_tokens": 9, "rerank_use_fp16": False}
+    flags = {"stop": ["\n", "Q:"], "quantization": "4bit", "max_tokens": 9, "use_fp16": False}
     plan = Plan(experiment(generators={"a": flags}, tables={"t": table()}))
     words = plan.rag_step(plan.run("nq", "a", "small", "radio")).words
     args = phase_arguments(None, ["retrieval", "rag"], argv=words[2:])
@@ -179,7 +179,9 @@ def test_mistakes_are_told(changes, message, tmp_path):
 
 
 def test_a_missing_experiment_names_those_there_are():
-    with pytest.raises(UsageError, match="there are: paper.yaml, quickstart.yaml, small.yaml, smoke.yaml"):
+    with pytest.raises(
+        UsageError, match="there are: paper.yaml, paper_values.yaml, quickstart.yaml, small.yaml, smoke.yaml"
+    ):
         read_experiment(ROOT / "experiments/none.yaml")
 
 
@@ -188,4 +190,4 @@ def test_the_papers_profiles_have_their_own_training_data():
     assert load_config("profiles/mmlu.yaml")["common"]["dataset"] == "mmlu"
     run = plan.run("mmlu", "llama-3.1-8b", "bge-base", "radio")
     assert str(plan.checkpoint(run)) == "checkpoints/mmlu_radio"
-    assert str(plan.train_docs(run)) == "dataset/mmlu/train_docs_20000.jsonl"
+    assert str(docs_path(plan.training(run))) == "dataset/mmlu/train_docs_20000.jsonl"

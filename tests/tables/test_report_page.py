@@ -16,8 +16,7 @@ from utils.config import UsageError
 from utils.rag.statistics import Interval
 from utils.store.manifest import Phase
 from utils.tables.report.explorer import _roles
-from utils.tables.report.page import data_uri, render
-from utils.tables.report.phases import phases
+from utils.tables.report.page import data_uri, phases, render
 from utils.tables.report.plots import (
     RANK_BINS,
     category_bars,
@@ -35,7 +34,7 @@ PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in
 
 
 def fields(text):
-    cell = {"mean": text, "interval": text, "title": text, "expected": text}
+    cell = {"mean": text, "interval": text, "title": text, "paper_value": text}
     table = {"caption": text, "labels": 1, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
@@ -135,11 +134,11 @@ def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_pat
         phase = Phase(path, [], {})
         phase.claim() if "dev" in name else phase.finish(3)
     plan = SimpleNamespace(
-        train_folder=lambda run: tmp_path / "data",
+        training=lambda run: SimpleNamespace(data_dir=tmp_path, dataset="data"),
         checkpoint=lambda run: tmp_path / "no",
         folder=lambda run: run.folder,
     )
-    runs = [SimpleNamespace(reranker="r", condition="radio", folder=tmp_path / "run")]
+    runs = [SimpleNamespace(is_tuned=True, folder=tmp_path / "run")]
     found = phases(plan, runs)["phases"]
     assert [(row["output"], row["rows"]) for row in found] == [
         (str(tmp_path / "data/train.jsonl"), 3),

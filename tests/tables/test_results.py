@@ -18,9 +18,9 @@ import paper_tables as script
 from utils.classes import outcome_settings
 from utils.config import phase_arguments, run_main
 from utils.rag.statistics import bootstrap, holm, paired_difference
-from utils.tables.experiment import Experiment
+from utils.tables.experiment import Experiment, read_model
 from utils.tables.formats import csv_rows, latex, markdown
-from utils.tables.paper_values import read_expected
+from utils.tables.paper_values import PaperValues
 from utils.tables.plan import Plan
 from utils.tables.results import MANIFEST, RAG_SECTIONS, Results
 
@@ -153,7 +153,7 @@ def test_markdown_latex_and_csv_show_the_same(results):
     assert r"g & RADIO: both, fused & 100.0$^*$ \\" in tex
     assert r"Main 100 \%" in tex
     assert tex.count(r"\\") == 1 + len(table.rows)
-    rows = csv_rows(table, results.plan.folder)
+    rows = csv_rows(table, results.plan)
     assert len(rows) == 6
     assert all(len(row) == 18 for row in rows)
 
@@ -220,11 +220,11 @@ def paper_tables(folder, monkeypatch, capsys):
     return run
 
 
-def published(*values, tolerance=1.0):
-    experiment = EXPERIMENT | {"expected": "published.yaml"}
+def paper_values(*values, tolerance=1.0):
+    experiment = EXPERIMENT | {"paper_values": "values.yaml"}
     with open("experiments/own.yaml", "w") as handle:
         yaml.safe_dump(experiment, handle)
-    with open("experiments/published.yaml", "w") as handle:
+    with open("experiments/values.yaml", "w") as handle:
         yaml.safe_dump({"tolerance": tolerance, "values": list(values)}, handle)
 
 
@@ -271,10 +271,18 @@ PLACE = {"task": "nq", "generator": "g", "reranker": "r"}
 @pytest.mark.parametrize(
     ("values", "code", "said"),
     [
-        ([PLACE | {"value": 99.5, "source": "s"}], 0, "agrees: nq g r radio em, percent: 99.5 published (s), 100.00"),
+        (
+            [PLACE | {"value": 99.5, "source": "s"}],
+            0,
+            "agrees: nq g r radio em, percent: 99.5 in the paper (s), 100.00",
+        ),
         ([PLACE | {"value": 98.5, "source": "s"}], 1, "MISS"),
-        ([PLACE | {"value": 98.5, "source": "s", "tolerance": 2}], 0, "1 of 1 published values agree"),
-        ([PLACE | {"value": 400, "source": "s", "relative_to": "base"}], 0, "gain over base in percent: 400 published"),
+        ([PLACE | {"value": 98.5, "source": "s", "tolerance": 2}], 0, "1 of 1 paper values agree"),
+        (
+            [PLACE | {"value": 400, "source": "s", "relative_to": "base"}],
+            0,
+            "gain over base in percent: 400 in the paper",
+        ),
         ([PLACE | {"value": 1, "source": "s", "generator": "h", "condition": "retriever"}], 1, "nothing measured"),
         ([{"value": 8.72, "source": "s", "remark": "no dataset"}], 1, "not compared: em 8.72 (s): no dataset"),
         ([PLACE | {"value": 1, "source": "s", "task": "trivia"}], 2, "'trivia' is not under 'tasks'"),
@@ -282,28 +290,28 @@ PLACE = {"task": "nq", "generator": "g", "reranker": "r"}
         ([PLACE | {"value": 1, "source": "s", "condition": "Radio"}], 2, "condition 'Radio' is none of"),
     ],
 )
-def test_check_compares_with_published_values(paper_tables, values, code, said):
-    published(*values)
+def test_check_compares_with_the_papers_values(paper_tables, values, code, said):
+    paper_values(*values)
     result = paper_tables("--check")
     assert result.returncode == code, result.stdout + result.stderr
     assert said in result.stdout + result.stderr
 
 
-def test_published_values_stand_beside_the_measured_ones(folder, paper_tables):
-    published(
+def test_the_papers_values_stand_beside_the_measured_ones(folder, paper_tables):
+    paper_values(
         PLACE | {"value": 99.5, "source": "Table 2 | NQ"},
         PLACE | {"value": 12, "source": "Table 2", "generator": "h", "condition": "retriever"},
     )
     shown = paper_tables().stdout
-    assert "| g | RADIO: both, fused | 1.000*; published: 99.5 (Table 2 &#124; NQ) |" in shown
-    assert "| h | retriever's order | -; published: 12 (Table 2) |" in shown
-    assert r"published: 99.5 (Table 2 | NQ)" in (folder / "output/tables/main.tex").read_text()
+    assert "| g | RADIO: both, fused | 1.000*; paper: 99.5 (Table 2 &#124; NQ) |" in shown
+    assert "| h | retriever's order | -; paper: 12 (Table 2) |" in shown
+    assert r"paper: 99.5 (Table 2 | NQ)" in (folder / "output/tables/main.tex").read_text()
     rows = list(csv.DictReader((folder / "output/tables/main.csv").open()))
-    assert [row["expected"] for row in rows if row["expected"]] == ["99.5 (Table 2 | NQ)", "12 (Table 2)"]
+    assert [row["paper_value"] for row in rows if row["paper_value"]] == ["99.5 (Table 2 | NQ)", "12 (Table 2)"]
 
 
-def test_the_repositorys_published_values_are_those_of_the_summary_and_placed_nowhere():
-    file = read_expected(ROOT / "experiments/published/paper.yaml")
+def test_the_repositorys_paper_values_are_those_of_the_summary_and_placed_nowhere():
+    file = read_model(ROOT / "experiments/paper_values.yaml", PaperValues)
     assert {value.value for value in file.values} == {8.72, 2.74, 1.61}
     assert all("summary" in value.source and value.remark for value in file.values)
     assert all(None in (value.task, value.generator, value.reranker) for value in file.values)

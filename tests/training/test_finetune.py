@@ -265,7 +265,7 @@ def test_two_trainings_into_one_folder_are_refused(finetune, tmp_path):
     from utils.store.files import locked
 
     (tmp_path / "checkpoints").mkdir()
-    with locked(tmp_path / "checkpoints/new.unfinished.lock"):
+    with locked(tmp_path / "checkpoints/new.unfinished"):
         result = finetune(rows=groups(4), checks=True)
     assert (result.returncode, "is being written by another run" in result.stderr) == (2, True)
 

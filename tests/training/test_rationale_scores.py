@@ -6,7 +6,7 @@ from conftest import SUBJECTS, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
 from utils.method import scored_text
-from utils.store.files import lock_path, locked
+from utils.store.files import locked
 from utils.store.rows import Rationale
 from utils.training.rationale_scores import score_rationales
 from utils.training.score_caches import retrieval_scores
@@ -17,7 +17,7 @@ def args(tiny_encoder):
     return SimpleNamespace(
         trust_remote_code=[],
         scorer="encoder", model_path=str(tiny_encoder), scorer_max_length=64, scorer_batch_size=4,
-        scorer_pooling_method="mean", scorer_use_fp16=False, overwrite=False, engine="local",
+        scorer_pooling_method="mean", use_fp16=False, overwrite=False, engine="local",
     )  # fmt: skip
 
 
@@ -73,6 +73,25 @@ def test_each_passage_is_encoded_once(inputs, args, monkeypatch):
     score(inputs, args)
     used = {pid for doc in inputs.docs for pid in doc["passage_ids"]}
     assert len(seen) == len(set(seen)) == len(used) + len(inputs.docs)
+
+
+def test_passages_of_equal_text_get_one_score_whatever_batch_they_are_in(inputs, args, monkeypatch):
+    from utils.training import rationale_scores
+
+    monkeypatch.setattr(rationale_scores, "BATCHES_PER_FILE", 1)
+    texts = inputs.texts | {f"twin{i}": inputs.texts["p8"] for i in range(3)}
+    write_jsonl(inputs.folder / "docs.passages.jsonl", [{"id": k, "contents": v} for k, v in texts.items()])
+    twins = ["twin0", "p1", "twin1", "p15", "p22", "p8", "twin2"]
+    for doc in inputs.docs:
+        doc["passage_ids"] = twins + [pid for pid in doc["passage_ids"] if pid not in twins]
+        doc["scores"] = [1.0] * len(doc["passage_ids"])
+    write_jsonl(inputs.folder / "docs.jsonl", inputs.docs)
+    for row in score(inputs, args):
+        found = [
+            (pid, s) for pid, s in zip(row["passage_ids"], row["scores"], strict=True) if texts[pid] == texts["p8"]
+        ]
+        assert [pid for pid, _ in found] == ["twin0", "twin1", "p8", "twin2"]
+        assert len({score for _, score in found}) == 1
 
 
 def test_a_stopped_scoring_goes_on_where_it_was(inputs, args, monkeypatch):
@@ -162,26 +181,26 @@ def test_bge_m3_runs_through_flagembedding(inputs, args, tiny_bge_m3):
 def test_two_runs_of_one_dataset_are_refused(inputs, args):
     (inputs.folder / "embeddings").mkdir()
     with (
-        locked(lock_path(inputs.folder / "embeddings")),
+        locked(inputs.folder / "embeddings"),
         pytest.raises(UsageError, match="is being written by another run"),
     ):
         score(inputs, args)
 
 
 def test_embeddings_of_other_inputs_are_not_taken_whenever_their_removal_ends(inputs, args, monkeypatch):
-    from utils.retrieval import embedding_files
+    from utils.retrieval import encoder
 
     def end(folder):
-        (folder / embedding_files.MADE_WITH).unlink()
+        (folder / encoder.MADE_WITH).unlink()
         raise KeyboardInterrupt
 
     expected = score(inputs, args)
     folder = inputs.folder / "embeddings/passages"
     folder.mkdir(parents=True)
-    (folder / embedding_files.MADE_WITH).write_text("another key")
+    (folder / encoder.MADE_WITH).write_text("another key")
     np.save(folder / "00000.npy", np.zeros((12, 32), dtype=np.float32))
     with monkeypatch.context() as patch:
-        patch.setattr(embedding_files.shutil, "rmtree", end)
+        patch.setattr(encoder.shutil, "rmtree", end)
         with pytest.raises(KeyboardInterrupt):
             score(inputs, args, "again.jsonl")
     assert (folder / "00000.npy").exists()
@@ -205,11 +224,11 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
 
 
 def test_bge_m3_gives_the_same_vectors_compiled(tiny_bge_m3):
-    from utils.openvino_model import WORTHWHILE, CpuModel
+    from utils.openvino_model import WORTHWHILE, OpenVINOModel
     from utils.retrieval.encoder import BgeM3Encoder
 
     pytest.importorskip("openvino")
     texts = ["a word", "some more words than that", "and so on " * 60, *(f"passage {i} " * i for i in range(1, 30))]
     plain, compiled = (BgeM3Encoder(str(tiny_bge_m3), 256, texts=count) for count in (0, WORTHWHILE))
-    assert isinstance(compiled.model.model.model, CpuModel)
+    assert isinstance(compiled.model.model.model, OpenVINOModel)
     np.testing.assert_allclose(compiled.encode(texts, 8), plain.encode(texts, 8), atol=1e-6)

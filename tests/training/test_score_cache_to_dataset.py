@@ -275,7 +275,7 @@ BAD = {
     "no scores": ([{"query": "q", "text": "x"}], [numbered(25)], "a score cache line has 'content'"),
     "blank passage": ([{"query": "q", "content": [["a", 1.0], [" ", 2.0]]}], [numbered(25)], "1: field 'content.1.0'"),
     "empty content": ([{"query": "q", "content": []}], [numbered(25)], "the question has no passages"),
-    "twice": ([numbered(25), numbered(25)], [numbered(25)], "reason.jsonl:2: 'q' stands on line 1 too"),
+    "twice": ([numbered(25), numbered(25)], [numbered(25)], "reason.jsonl:2: 'q' is on line 1 too"),
     "empty": ([], [numbered(25)], "reason.jsonl has no rows"),
     "nothing left": ([numbered(5)], [numbered(5)], "no training line"),
 }

@@ -1,83 +1,219 @@
-"""Many requests to an OpenAI-compatible server: a sliding window, a journal, no answer lost."""
+"""Ask many requests: a window that grows and shrinks with the server, and a journal that keeps every answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+import email.utils
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from tqdm import tqdm
 
 from utils.config import UsageError
-from utils.llm.batch import Batches, refuse_open
-from utils.llm.pricing import Budget
-from utils.llm.spending import Spending
-from utils.llm.types import Outcome, Request, Server, SizedIterable
-from utils.llm.window import Window
+from utils.llm.batch import Batches, open_keys, state_path
+from utils.llm.cost import Budget
+from utils.llm.response import Outcome, UnusableError
+from utils.llm.types import Request, Server
 from utils.store.journal import Journal
+
+FATAL = {401, 403, 404}  # every further request would fail too
+TOO_MANY = 429
+OUT_OF_MONEY = "insufficient_quota"  # OpenAI's code of a 429 that waiting does not help
+PATIENCE = 20  # failures in a row, over all requests, before asking stops
+LONGEST_PAUSE = 600.0  # seconds; a server that asks for a longer pause does not get it
+REST = 0.1  # seconds between two looks at a full window
+# Return the body as it came. The library's create() takes twice the CPU time, for it checks the type of every field.
+RAW = {"headers": {"X-Stainless-Raw-Response": "true"}}
 
 
 def ask_all(
-    requests: SizedIterable[Request],
+    requests: Iterable[Request],
     server: Server,
     journal: Journal,
     desc: str,
     accept_any: bool = False,
     budget: Budget | None = None,
 ) -> Outcome:
-    """Send what the journal does not hold, at most ``server.concurrency`` at a time.
+    """Ask the requests that the journal has no answer to, at most ``server.concurrency`` at a time.
 
-    Each answer is appended to the journal as it arrives, so that the same call after a kill asks
-    only the rest. An empty answer is asked again up to ``max_retries`` times. The first SIGINT or SIGTERM lets the
-    requests in flight finish, the second drops them. With ``server.batch`` the Batch API does the work.
+    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
+    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them.
 
     Args:
-        requests: gone through twice, so that they may be built as they are needed; repeated ones are asked once.
-        server: endpoint and limits.
-        journal: finished answers by request key: ``{text, finish_reason, prompt_tokens, completion_tokens, model,
-            seconds, attempts}``.
+        requests: read twice, so that they need not be in memory; repeated ones are asked once.
+        server: where to ask, and its limits.
+        journal: answers by request key.
         desc: text of the progress bar.
-        accept_any: take empty, filtered and cut-off answers as they are, which is right for a reader
-            under test; otherwise they are failures, which is right for rationales.
+        accept_any: take empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
+            failures (right for rationales).
         budget: counts what all answers cost, those of earlier calls included, and stops at its limit.
 
     Raises:
-        UsageError: no key for the default endpoint, a refused key, an unknown model or address, or a live call
-            for what is in an open batch.
-        KeyboardInterrupt: a signal came, and what was in flight is kept.
+        UsageError: no further request can succeed: no key, a refused key, an unknown model or address, no money left.
+        KeyboardInterrupt: a signal came; the answers so far are kept.
     """
-    outcome, spending = Outcome(), Spending(journal, budget or Budget())
-    wanted = _look_up(requests, journal, outcome, spending)
-    if outcome.answered == len(wanted):
+    outcome = Outcome(journal, budget or Budget(), accept_any)
+    for item in requests:
+        if item.key not in outcome.wanted:
+            outcome.want(item.key)
+    if all(outcome.wanted.values()):
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
-    if not server.batch:
-        refuse_open(journal, wanted)
-    with tqdm(total=len(wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
-        way = Batches if server.batch else Window
-        way(server, journal, outcome, accept_any, spending).ask(_each_once(requests, wanted), bar)
-    outcome.unasked = len(wanted) - outcome.answered - sum(key not in journal for key in outcome.failures)
+    in_batches = sum(outcome.wanted.get(key) is False for key in open_keys(journal.path))
+    if in_batches and not server.batch:  # asked live, they would be paid for twice
+        raise UsageError(
+            f"{in_batches} of the requests are in batches that are still open: add --batch to fetch their "
+            f"answers, or remove {state_path(journal.path)} to forget them, paid or not"
+        )
+    with tqdm(total=len(outcome.wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
+        (Batches if server.batch else Window)(server, outcome).ask(_unanswered(requests, outcome.wanted), bar)
+    outcome.unasked = len(outcome.wanted) - outcome.answered - sum(key not in journal for key in outcome.failures)
     return outcome
 
 
-ASK, LEAVE = 1, 0  # a request without an answer that was not given out yet, and any other
-
-
-def _look_up(requests: Iterable[Request], journal: Journal, outcome: Outcome, spending: Spending) -> dict[str, int]:
-    """By key what is to be done with each request; answers that are there already are counted."""
-    wanted: dict[str, int] = {}
+def _unanswered(requests: Iterable[Request], wanted: dict[str, bool]) -> Iterator[Request]:
+    """Yield each request without an answer once."""
     for item in requests:
-        if item.key in wanted:
-            continue
-        spending.recall(item.key)
-        known = item.key in journal
-        wanted[item.key] = LEAVE if known else ASK
-        if known:
-            outcome.known(journal[item.key])
-    return wanted
-
-
-def _each_once(requests: Iterable[Request], wanted: dict[str, int]) -> Iterator[Request]:
-    for item in requests:
-        if wanted.get(item.key) == ASK:
-            wanted[item.key] = LEAVE
+        if wanted.get(item.key) is False:
+            wanted[item.key] = True
             yield item
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 without one."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        date = email.utils.parsedate_tz(value)
+        seconds = email.utils.mktime_tz(date) - time.time() if date else 0.0
+    # A comparison with NaN is false, so that "nan" asks for nothing.
+    return min(seconds, LONGEST_PAUSE) if seconds > 0 else 0.0
+
+
+class Window:
+    """Asks many requests at once, by workers that share one queue: a slow request holds up only its own worker.
+
+    The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
+    least 8), grows while the server keeps up, is halved when it answers 429, and rests when it asks for a pause.
+    A request that is still refused after the openai library's retries is asked again after all others. After
+    `PATIENCE` failures in a row nothing more is sent: the server is down, or the settings suit no request.
+    """
+
+    def __init__(self, server: Server, outcome: Outcome) -> None:
+        self._server, self._outcome = server, outcome
+        self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
+        self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
+        self._todo: Iterator[Request] = iter(())
+        self._again: deque[Request] = deque()
+        self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
+
+    def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
+        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes; see `ask_all`."""
+        self._todo = iter(todo)
+        try:
+            asyncio.run(self._run(bar))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        if self._refusal:
+            raise UsageError(self._refusal)
+        if self._signalled:
+            raise KeyboardInterrupt
+
+    async def _run(self, bar: tqdm) -> None:
+        import openai
+
+        if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self._stop, asyncio.current_task())
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._saw]})
+        async with openai.AsyncOpenAI(**self._server.client_settings, http_client=http) as client:
+            await asyncio.gather(*(self._work(client, bar) for _ in range(self._server.concurrency)))
+
+    def _stop(self, task: asyncio.Task[Any] | None) -> None:
+        if self._signalled and task:
+            task.cancel()
+        self._signalled = True
+        print("\nstopping once the requests in flight are answered; again: at once", file=sys.stderr, flush=True)
+
+    @property
+    def _stopping(self) -> bool:
+        self._outcome.stopped = self._outcome.stopped or self._outcome.budget.exceeded
+        return bool(self._signalled or self._outcome.stopped or self._refusal)
+
+    async def _saw(self, response: Any) -> None:
+        """Adapt the window to a response, also to one that the openai library will ask again."""
+        now, status = time.monotonic(), response.status_code
+        if status in (TOO_MANY, 503):
+            self._paused_until = max(self._paused_until, now + retry_after(response.headers))
+        # All requests of one round are refused together: that is one sign, not many.
+        if status == TOO_MANY and now - self._shrunk > 1.0:
+            self._size, self._shrunk = max(1.0, self._size / 2), now
+        elif status < 400:
+            # By 2 per answer until the first 429, then by 1 per round of answers.
+            self._size = min(self._server.concurrency, self._size + (1 / self._size if self._shrunk else 2))
+
+    async def _work(self, client: Any, bar: tqdm) -> None:
+        outcome = self._outcome
+        while item := next(self._todo, None) or (self._again.popleft() if self._again else None):
+            while not self._stopping and (self._in_flight + 1 > self._size or time.monotonic() < self._paused_until):
+                await asyncio.sleep(REST)
+            if self._stopping:
+                return
+            self._in_flight += 1
+            try:
+                again = await self._try(client, item)
+            finally:
+                self._in_flight -= 1
+            if again:
+                self._again.append(item)
+            else:
+                bar.update()
+            state = f"{len(outcome.failures)} failed, {outcome.budget}, {int(self._size)} at once"
+            bar.set_postfix_str(state, refresh=False)
+
+    async def _try(self, client: Any, item: Request) -> bool:
+        """Ask once and keep what came; return whether to ask again after all other requests."""
+        import openai
+
+        status, hopeless = 0, True  # hopeless: a sign that this server will answer nothing
+        try:
+            await self._answer(client, item)
+        except openai.APIStatusError as error:
+            status = error.status_code
+            reason, hopeless = f"{status} {self._server.clean(error)}", status not in (400, 422)
+            if status in FATAL or error.code == OUT_OF_MONEY:
+                self._refusal = f"{self._server.name} refuses: {reason}"
+        except UnusableError as error:
+            reason, hopeless = self._server.clean(error), error.answer is None
+        except openai.OpenAIError as error:
+            reason = self._server.clean(error)
+        else:
+            self._failed_in_a_row = 0
+            return False
+        # Before the first answer every failure counts: the settings may suit no request at all.
+        self._failed_in_a_row += hopeless or not self._outcome.answered
+        if self._failed_in_a_row >= PATIENCE:
+            self._outcome.stopped = f"the last {PATIENCE} requests all failed ({reason})"
+        if status != TOO_MANY:
+            self._outcome.failures[item.key] = reason
+        return status == TOO_MANY
+
+    async def _answer(self, client: Any, item: Request) -> None:
+        started, attempts = time.monotonic(), 0
+        for left in reversed(range(self._server.max_retries + 1)):
+            raw = await client.post(item.path, body=item.payload, cast_to=object, options=RAW)
+            attempts += 1 + raw.retries_taken
+            seconds = round(time.monotonic() - started, 3)
+            try:
+                self._outcome.take(item.key, raw.content, seconds=seconds, attempts=attempts)
+                return
+            except UnusableError as error:
+                if not (error.retry and left):
+                    raise

@@ -1,46 +1,172 @@
-"""The request that asks an LLM for a rationale (RADIO, step 1)."""
+"""Step 1 of RADIO: rationales asked of an LLM, or taken from a published file."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
-from utils.llm.types import Request, SizedIterable, request
-from utils.store.rows import Question
+from pydantic import BaseModel
+
+from utils.config import UsageError, dataset_dir, settings_of
+from utils.llm.batch import open_keys
+from utils.llm.client import ask_all
+from utils.llm.cost import Budget, forecast
+from utils.llm.types import Request, Server, request
+from utils.store.journal import Journal
+from utils.store.jsonlines import parse_row, read_records, read_rows, write_lines
+from utils.store.manifest import Phase
+from utils.store.rows import Answers, Question, Rationale, Text
+
+SAMPLING = ("model", "temperature", "top_p", "max_tokens", "stop", "seed")
+HOW_TO = "see README, 'Your own data'"
 
 
-class RationaleRequests:
-    """One request a question: a system and a single user message, or a completion prompt.
+def rationale_request(row: Question, args: argparse.Namespace) -> Request:
+    """Return the request for one question's rationale: a system and a user message, or a completion prompt."""
+    fields, prompts = {"question": row.question, "answers": "; ".join(row.golden_answers)}, args.prompts
+    prompt = (
+        prompts["rationale_completion"].format(**fields)
+        if prompts["rationale_completion"]
+        else [
+            {"role": "system", "content": prompts["rationale_system"]},
+            {"role": "user", "content": prompts["rationale_user"].format(**fields)},
+        ]
+    )
+    sampling = settings_of(args, "temperature", "top_p", "max_tokens", "seed")
+    return request(args.model, prompt, args.stop, **sampling, n=1)
+
+
+def ask_rationales(args: argparse.Namespace) -> int:
+    """Ask for the rationale of every training question and write them; return the exit code.
+
+    The code is 1, and the output is not written, if requests were left for another call or if a larger share of the
+    questions than ``max_failures`` has no usable answer.
+    """
+    folder = dataset_dir(args)
+    source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"
+    dropped = Counter[str]() if args.skip_bad_rows else None
+    questions = read_rows(source, Question, f"{HOW_TO}: {source}", args.train_questions, dropped=dropped)
+    prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
+    phase = Phase(output, [source], settings_of(args, "train_questions", *SAMPLING) | prompts)
+    if phase.is_done(args.overwrite):
+        return 0
+    requests, server = [rationale_request(row, args) for row in questions], Server.of(args)
+    budget = Budget.for_model(args.prices, args.model, args.max_cost)
+    answers = output.with_name("requests.journal.jsonl")
+    if args.dry_run:
+        print(forecast(requests, answers, open_keys(answers), server, budget))
+        return 0
+    with Journal(answers) as journal:
+        outcome = ask_all(requests, server, journal, "rationales", budget=budget)
+        failures, total = output.with_name("failures.jsonl"), len(questions)
+        failed = write_lines(
+            failures,
+            (
+                {"id": row.id, "question": row.question, "failure": outcome.failures[item.key]}
+                for row, item in zip(questions, requests, strict=True)
+                if item.key in outcome.failures
+            ),
+        )
+        tokens = outcome.usage["completion_tokens"]
+        print(f"asked {outcome.asked} of {total}, {failed} failed, {tokens} tokens received in all, {budget}")
+        if outcome.unasked:
+            return _incomplete(
+                f"{outcome.unasked} questions were not asked: {outcome.stopped}; the answers so far are kept, and the "
+                "same command goes on (--max_cost raises the limit)"
+            )
+        if any(item.key not in journal and item.key not in outcome.failures for item in requests):
+            raise UsageError(f"{source} has changed meanwhile; the answers are kept, run the same command again")
+        if failed > args.max_failures * total:
+            enough = math.ceil(failed / total * 10_000) / 10_000
+            return _incomplete(
+                f"{failed} of {total} questions have no rationale; {failures} says why. Run the same command to ask "
+                f"only these again, or go on without: --max_failures {enough:g}"
+            )
+        rows = (
+            Rationale(**row.model_dump(), reason=journal[item.key]["text"].strip())
+            for row, item in zip(questions, requests, strict=True)
+            if item.key in journal
+        )
+        count = write_lines(output, rows)
+    lost = {"questions without a rationale": failed} | (dropped or {})
+    phase.finish(count, lost, facts=outcome.usage | {"cost": budget.cost})
+    return 0
+
+
+def _incomplete(error: str) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def import_rationales(args: argparse.Namespace) -> None:
+    """Write the training questions that a published row answers, with its rationale.
+
+    Raises:
+        UsageError: a file is missing or damaged, a row lacks a field, or no row matches.
+    """
+    source, output = dataset_dir(args) / "train.jsonl", dataset_dir(args) / "reason/train_with_reason.jsonl"
+    counts = Counter[str]()
+    dropped = counts if args.skip_bad_rows else None
+    questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=dropped)
+    phase = Phase(output, [source, *args.source], settings_of(args, "train_questions"))
+    if phase.is_done(args.overwrite):
+        return
+    rows = match_rationales(questions, args.source, counts)
+    if not rows:
+        raise UsageError(f"none of {len(questions)} questions of {source} has a row in --source")
+    write_lines(output, rows)
+    differing = counts.pop("questions with other answers than published", 0)
+    phase.finish(len(rows), counts, facts={"questions with other answers than published": differing})
+
+
+class _Published(BaseModel):
+    question: Text
+    golden_answers: Answers
+    reason: str | None = None
+
+
+def match_rationales(questions: Iterable[Question], files: Iterable[Path], counts: Counter[str]) -> list[Rationale]:
+    """Return the questions that a published row answers, with its rationale.
+
+    Two texts are the same question if they differ at most in case and blanks. The ids of published rows are not used:
+    they may count other rows than ours.
 
     Args:
-        questions: with their gold answers; memory holds none of them if it is a `RowFile`.
-        args: model, sampling parameters and ``prompts``.
+        questions: ours.
+        files: JSON lines, a JSON array, or Parquet, with ``question``, ``golden_answers``, ``reason``.
+        counts: receives what did not match. Of repeated rows the first is used. A rationale is also used where our
+            gold answers differ: it explains the published ones.
     """
+    published: dict[str, _Published] = {}
+    for file in files:
+        for where, raw in read_records(file):
+            if absent := sorted({"question", "golden_answers", "reason"} - raw.keys()):
+                raise UsageError(
+                    f"{where}: no field {', '.join(absent)} (there are: {', '.join(sorted(raw))}); published "
+                    "rationales need question, golden_answers and reason"
+                )
+            row = parse_row(raw, _Published, where)
+            if not (row.reason or "").strip():
+                counts["published rows without a rationale"] += 1
+            elif published.setdefault(_same(row.question), row) is not row:
+                counts["repeated published rows"] += 1
+    found, unused = [], set(published)
+    for question in questions:
+        key = _same(question.question)
+        if key not in published:
+            counts["questions without a published rationale"] += 1
+            continue
+        unused.discard(key)
+        if set(question.golden_answers) != set(published[key].golden_answers):
+            counts["questions with other answers than published"] += 1
+        found.append(Rationale(**question.model_dump(), reason=str(published[key].reason)))
+    counts["published rows for no question of ours"] += len(unused)
+    return found
 
-    def __init__(self, questions: SizedIterable[Question], args: argparse.Namespace) -> None:
-        self._questions, self._args = questions, args
 
-    def __len__(self) -> int:
-        return len(self._questions)
-
-    def __iter__(self) -> Iterator[Request]:
-        args = self._args
-        parameters = {
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "max_tokens": args.max_tokens,
-            "seed": args.seed,
-            "n": 1,
-        }
-        for row in self._questions:
-            yield request(args.model, _prompt(row, args.prompts), args.stop, **parameters)
-
-
-def _prompt(row: Question, prompts: dict[str, str]) -> str | list[dict[str, str]]:
-    fields = {"question": row.question, "answers": "; ".join(row.golden_answers)}
-    if prompts["rationale_completion"]:
-        return prompts["rationale_completion"].format(**fields)
-    return [
-        {"role": "system", "content": prompts["rationale_system"]},
-        {"role": "user", "content": prompts["rationale_user"].format(**fields)},
-    ]
+def _same(question: str) -> str:
+    return " ".join(question.casefold().split())

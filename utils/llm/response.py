@@ -1,11 +1,18 @@
-"""What a server sent as an answer, checked at the border: usable, worth another try, or neither."""
+"""What a server sent as an answer: usable, worth another try, or neither; and the count of what came."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from pydantic import BaseModel, Field, ValidationError
+
+from utils.llm.cost import Budget
+from utils.store.journal import Journal
+
+WASTE = "unusable:"  # before a request's key in the journal: the tokens of its unusable answers
 
 
 class _Message(BaseModel):
@@ -30,31 +37,22 @@ class _Completion(BaseModel):
 
 
 class UnusableError(Exception):
-    """An answer that arrived and cannot be used.
-
-    Attributes:
-        retry: whether the same request may bring a better one.
-        answer: what was received and is paid for; None if it could not be read.
-    """
+    """An answer that cannot be used; ``retry`` if the same request may bring a better one."""
 
     def __init__(self, reason: str, retry: bool, answer: dict[str, Any] | None = None) -> None:
+        """``answer`` is what was received and must be paid for; None if it could not be read."""
         super().__init__(reason)
-        self.retry = retry
-        self.answer = answer
+        self.retry, self.answer = retry, answer
 
 
 def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str, Any]:
-    """The answer in the body of a chat or text completion.
-
-    Args:
-        body: JSON, parsed or not.
-        accept_any: take empty, filtered and cut-off answers as they are.
+    """Read the body of a chat or text completion, JSON that is parsed or not.
 
     Returns:
         ``{text, finish_reason, prompt_tokens, completion_tokens, model}``.
 
     Raises:
-        UnusableError: no JSON, another schema; or, unless ``accept_any``, an empty, filtered or cut-off answer.
+        UnusableError: no completion; or, unless ``accept_any``, an empty, filtered or cut-off answer.
     """
     try:
         found = _Completion.model_validate(body if isinstance(body, dict) else orjson.loads(body))
@@ -62,8 +60,8 @@ def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str,
         raise UnusableError(f"the body is not valid JSON ({error})", retry=True) from None
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
-        raise UnusableError(f"the body is no completion ({field}: {first['msg']})", retry=True) from None
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise UnusableError(f"the body is no completion ({place}: {first['msg']})", retry=True) from None
     choice, usage = found.choices[0], found.usage or _Usage()
     text = (choice.text if choice.message is None else choice.message.content) or ""
     answer = {
@@ -82,3 +80,68 @@ def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str,
     if choice.finish_reason == "length":
         raise UnusableError("cut off at max_tokens", retry=False, answer=answer)
     return answer
+
+
+@dataclass
+class Outcome:
+    """What came of a set of requests: the answers are in the journal, their number and cost here.
+
+    Attributes:
+        journal: answers by request key, as `read_completion` gives them with ``seconds`` and ``attempts``.
+        accept_any: as for `read_completion`.
+        wanted: by request key, whether it has an answer or was handed out to be asked.
+        failures: by request key, why it has no answer.
+        stopped: why requests were left for another call; ``unasked`` of them.
+        answered: requests with an answer, and their tokens in ``usage``; ``asked`` of them by this call.
+    """
+
+    journal: Journal
+    budget: Budget
+    accept_any: bool = False
+    wanted: dict[str, bool] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
+    unasked: int = 0
+    answered: int = 0
+    asked: int = 0
+    usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
+
+    def want(self, key: str) -> None:
+        """Note a request, with the answer and the cost that earlier calls brought."""
+        self.wanted[key] = key in self.journal
+        for name in (key, WASTE + key):
+            if name in self.journal:
+                self.budget.add(self.journal[name])
+        if key in self.journal:
+            self._count(self.journal[key])
+
+    def take(self, key: str, body: bytes | dict[str, Any], **facts: Any) -> None:
+        """Write an answer with its facts to the journal; one that the input no longer asks for is kept for later.
+
+        Raises:
+            UnusableError: as `read_completion`; what the answer cost is written down and counted.
+        """
+        try:
+            answer = read_completion(body, self.accept_any) | facts
+        except UnusableError as error:
+            if error.answer:
+                self._waste(key, error.answer | facts)
+            raise
+        self.journal.append(key, answer)
+        self.budget.add(answer)
+        if key in self.wanted:
+            self._count(answer)
+            self.asked += 1
+
+    def _waste(self, key: str, answer: Mapping[str, Any]) -> None:
+        self.budget.add(answer)
+        before = self.journal.get(WASTE + key, {})
+        total = {kind: before.get(kind, 0) + answer[kind] for kind in self.usage}
+        # There is one record per request. If any part of it was paid in full, all of it counts in full.
+        half = bool(answer.get("batch")) and before.get("batch", True)
+        self.journal.append(WASTE + key, total | ({"batch": True} if half else {}))
+
+    def _count(self, answer: Mapping[str, Any]) -> None:
+        self.answered += 1
+        for kind in self.usage:
+            self.usage[kind] += answer[kind]

@@ -1,13 +1,9 @@
-"""The letter that an answer chooses.
-
-A letter counts only where the text marks it as a label: otherwise "A dog", "vitamin C" and "hepatitis B" would be
-read as answers.
-"""
+"""The letter that an answer chooses, where the text marks it as one: "A dog" and "vitamin C" choose nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LETTER = r"([A-Da-d])(?!\w)"
 
@@ -25,7 +21,7 @@ _LABEL_END = re.compile(
     """,
     re.VERBOSE,
 )
-# What shows, behind a letter, that it is the first of several.
+# What follows a letter that is the first of several.
 _MORE_LETTERS = re.compile(
     r"""  [\s.,:;()\]}"'”’]* (?:and\b|or\b|[&/+]) \s*     # (B) or (C);  B, or C
             (?: [(\["'][A-Da-d]\b | [B-D](?![\w'+-]) | [Aa-d](?=\s*(?:[.,;:)]|$)) )
@@ -38,7 +34,7 @@ _FILLER = (
     r"(?:\s|[:=>–—\"'“‘(\[{-]|\b(?:is|was|would|should|must|will|be|the|that|it|correct|right|best|most|likely"
     r"|final|option|choice|letter|answer|to|this|question)\b){0,40}"
 )
-# Places where a text states its answer.
+# Phrases that state an answer.
 _STATEMENTS = [
     re.compile(pattern + _LETTER, re.IGNORECASE)
     for pattern in (
@@ -62,17 +58,10 @@ _ONLY_LETTERS = re.compile(r"""[A-Da-d\s.,:;!?()\[\]{}<>"'“”‘’/|&\\–�
 
 
 def parse_letter(text: str) -> str | None:
-    """Read which option an answer chooses.
+    """Read A, B, C or D from ``B``, ``(b) Paris`` or ``The answer is **B**.``; None if no letter or several are marked.
 
-    Args:
-        text: what the model wrote, for example ``B``, ``(b) Paris`` or ``The answer is **B**.``
-
-    Returns:
-        ``A``, ``B``, ``C`` or ``D``; None if the text marks no letter as its answer (prose such as
-        ``A dog`` or ``vitamin C``) or marks several.
-
-    An explicit statement ("the answer is B", "B is correct") outranks labels at the start of lines
-    when these repeat several options; against a single other label it is a contradiction, so None.
+    A statement ("the answer is B", "B is correct") outranks labels at the start of lines that repeat several options;
+    against a single other label it is a contradiction, so None.
     """
     text = _plain(text)
     if _ONLY_LETTERS.fullmatch(text):
@@ -89,8 +78,17 @@ def parse_letter(text: str) -> str | None:
     return _only({*_labels(_OPTION, text), *_CLOSING.findall(text)})
 
 
+def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
+    """Return exact match of the option letter per question; an unparsable answer is wrong.
+
+    FlashRAG's normalisation deletes "a" as an article, so its EM cannot tell option A from nothing.
+    """
+    pairs = list(zip(predictions, answers, strict=True))
+    return {"em": [float(parse_letter(prediction) in gold) for prediction, gold in pairs]}
+
+
 def _labels(pattern: re.Pattern[str], text: str) -> Iterator[str]:
-    """The letters that ``pattern`` finds and that end as a label does; several letters if one begins a list."""
+    """Yield the letters that a pattern finds and that end as a label does; "several" for one that begins a list."""
     for match in pattern.finditer(text):
         if _LABEL_END.match(text, match.end()):
             yield match[1].upper()
@@ -103,7 +101,7 @@ def _only(letters: set[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Without Markdown and LaTeX dress, full-width punctuation, and questions the model went on to invent."""
+    """Remove Markdown, LaTeX, full-width punctuation, and the questions that the model went on to invent."""
     text = text.strip().translate(str.maketrans("（）：，。．、", "():,..,"))
     text = re.split(r"\n\s*(?:question|q)\s*:", text, maxsplit=1, flags=re.IGNORECASE)[0].strip()
     text = re.sub(r"\\boxed\s*", " answer: ", text)

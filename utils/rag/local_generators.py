@@ -1,4 +1,4 @@
-"""Generators on this machine: transformers, FastChat, vLLM; answers kept a chunk at a time."""
+"""Generators on this machine: transformers, FastChat and vLLM; answers are kept one chunk at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from utils.config import UsageError
 from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.llm.types import Prompt
-from utils.rag.control_tokens import defused, without_control
+from utils.rag.prompts import defused, without_control
 from utils.ray_engine import one_by_one
 from utils.store.files import file_name
 from utils.store.journal import Journal, resume
@@ -20,47 +20,36 @@ from utils.store.manifest import digest, fingerprint
 
 
 class LocalGenerator(ABC):
-    """What transformers and vLLM have in common: a tokenizer at hand, and answers kept a chunk at a time.
+    """A model folder or hub id with its tokenizer; ``chunk`` prompts are answered between two savings."""
 
-    Args:
-        args: the ``rag`` section's settings.
-    """
-
-    chunk: int
-    """Prompts between two savings of progress."""
+    chunk = 1024
 
     def __init__(self, args: argparse.Namespace) -> None:
         from transformers import AutoTokenizer
 
         self.name = Path(args.model_path).name
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}  # for the run's manifest
         self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
         self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        self._args = args
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
         self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
 
     def count_tokens(self, text: str) -> int:
-        """Tokens without special ones."""
+        """Count tokens without special ones."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def defuse(self, text: str) -> str:
-        """Without the commonest control tokens and the tokenizer's own."""
+        """Break up common control tokens and the tokenizer's own."""
         return without_control(self.tokenizer, defused(text))
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
-        """One greedy answer a prompt; those that an earlier run left are not generated again."""
+        """Give one greedy answer per prompt; those that an earlier run left are not generated again."""
         keys = [digest([self._made_with, prompt]) for prompt in prompts]
-        # Prompts of like length meet in a batch, and what is too long for the memory is found at the start.
+        # Longest first: prompts of like length share a batch, and one too long for the memory fails at the start.
         todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -_characters(item[1]))
         with Journal(self._journal) as journal:
-            resume(
-                journal,
-                todo,
-                lambda item: item[0],
-                self.chunk,
-                one_by_one(self._records),
-                "generate",
-            )
+            resume(journal, todo, lambda item: item[0], self.chunk, one_by_one(self._records), "generate")
             return [journal[key]["text"] for key in keys]
 
     def _records(self, part: list[tuple[str, Prompt]]) -> list[dict[str, Any]]:
@@ -68,11 +57,11 @@ class LocalGenerator(ABC):
 
     @abstractmethod
     def _answer(self, prompts: list[Prompt]) -> list[str]:
-        """One greedy answer a prompt."""
+        """Give one greedy answer per prompt."""
 
 
 class HFGenerator(LocalGenerator):
-    """A causal model through transformers: left-padded, longest prompts first, no logits kept.
+    """A causal model through transformers.
 
     A batch holds as many tokens as ``generator_batch_size`` prompts of ``max_input_tokens``, so shorter prompts
     form larger ones: each step of a batch reads all weights once, whatever its size.
@@ -83,17 +72,14 @@ class HFGenerator(LocalGenerator):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model: Any = self._load(args).eval()
-        self._max_tokens, self._stop = args.max_tokens, args.stop
         self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size
 
     def _load(self, args: argparse.Namespace) -> Any:
         from transformers import AutoModelForCausalLM
 
-        quantised = quantisation(args.quantization)
-        return pretrained(
-            AutoModelForCausalLM, self.path, self.trust, dtype="auto", device_map="auto", quantization_config=quantised
-        )
+        options = {"dtype": "auto", "device_map": "auto", "quantization_config": quantisation(args.quantization)}
+        return pretrained(AutoModelForCausalLM, self.path, self.trust, **options)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return token_ids(self.tokenizer, prompt)
@@ -104,37 +90,26 @@ class HFGenerator(LocalGenerator):
         encoded = [self._ids(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
         answers = [""] * len(prompts)
-        stopping = {"stop_strings": self._stop, "tokenizer": self.tokenizer} if self._stop else {}
+        most, stop = self._args.max_tokens, self._args.stop
+        # None silences the model's own generation_config, which asks Llama to sample.
+        greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        greedy |= {"max_new_tokens": most, "pad_token_id": self.tokenizer.pad_token_id}
+        greedy |= {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
 
         def work(batch: Sequence[int]) -> None:
             inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
-            inputs = inputs.to(self.model.device)
             with torch.inference_mode():
-                # Neutral values silence the model's own generation_config, which asks Llama to sample.
-                output = self.model.generate(
-                    **inputs,
-                    max_new_tokens=self._max_tokens,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    **stopping,
-                )
+                output = self.model.generate(**inputs.to(self.model.device), **greedy)
             new = output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[i] = cut_at(text, self._stop).strip()
+                answers[i] = cut_at(text, stop).strip()
 
-        self._room = in_batches(order, self._room, work, need=lambda i: len(encoded[i]) + self._max_tokens)
+        self._room = in_batches(order, self._room, work, need=lambda i: len(encoded[i]) + most)
         return answers
 
 
 class FastChatGenerator(HFGenerator):
-    """A causal model that FastChat's adapters load, as FlashRAG's ``fschat`` does.
-
-    It is for models older than chat templates (Vicuna and its relatives): where the tokenizer has none,
-    FastChat's conversation template for the model's name writes the prompt.
-    """
+    """FlashRAG's ``fschat``: models older than chat templates (Vicuna), with FastChat's conversation templates."""
 
     def _load(self, args: argparse.Namespace) -> Any:
         import torch
@@ -148,9 +123,7 @@ class FastChatGenerator(HFGenerator):
             raise UsageError("--quantization is for --framework hf")
         if "auto_map" in PretrainedConfig.get_config_dict(self.path)[0]:
             raise UsageError(f"{args.model_path} brings its own code, which FastChat would run; use --framework hf")
-        gpus = torch.cuda.device_count()
-        model, _ = load_model(self.path, device=torch_device(), num_gpus=max(1, gpus))
-        return model
+        return load_model(self.path, device=torch_device(), num_gpus=max(1, torch.cuda.device_count()))[0]
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str) or self.tokenizer.chat_template is not None:
@@ -164,14 +137,11 @@ class FastChatGenerator(HFGenerator):
             else:
                 conversation.append_message(conversation.roles[0], message["content"])
         conversation.append_message(conversation.roles[1], None)
-        # The tokenizer adds the BOS, of which FastChat's templates know nothing.
-        return self.tokenizer(conversation.get_prompt())["input_ids"]
+        return token_ids(self.tokenizer, conversation.get_prompt())  # the template has no BOS, the tokenizer adds it
 
 
 class VLLMGenerator(LocalGenerator):
     """A causal model through vLLM's offline engine."""
-
-    chunk = 1024
 
     def __init__(self, args: argparse.Namespace) -> None:
         try:
@@ -192,22 +162,18 @@ class VLLMGenerator(LocalGenerator):
             seed=args.seed,
             trust_remote_code=self.trust,
         )
-        self._max_tokens, self._stop, self._seed = args.max_tokens, args.stop, args.seed
 
     def _answer(self, prompts: list[Prompt]) -> list[str]:
         from vllm import SamplingParams
 
-        sampling = SamplingParams(temperature=0, max_tokens=self._max_tokens, stop=self._stop or None, seed=self._seed)
+        args = self._args
+        sampling = SamplingParams(temperature=0, max_tokens=args.max_tokens, stop=args.stop or None, seed=args.seed)
         inputs = [{"prompt_token_ids": token_ids(self.tokenizer, prompt)} for prompt in prompts]
         return [output.outputs[0].text.strip() for output in self._model.generate(inputs, sampling)]
 
 
 def quantisation(kind: str) -> Any:
-    """Transformers' configuration for ``none``, ``4bit`` (NF4) or ``8bit`` weights.
-
-    Raises:
-        UsageError: another kind, or bitsandbytes is not installed.
-    """
+    """Make transformers' configuration for ``none``, ``4bit`` (NF4) or ``8bit`` weights."""
     if kind == "none":
         return None
     if kind not in ("4bit", "8bit"):
@@ -223,17 +189,13 @@ def quantisation(kind: str) -> Any:
 
 
 def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Tokens of a prompt with exactly one BOS where the tokenizer has one.
-
-    Whether a model is a chat model is read from its tokenizer's chat template, not from its path.
-    """
+    """Tokenise a prompt with one BOS where the tokenizer has one; a chat template makes it a chat model."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     if tokenizer.chat_template is None:
         return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    # The template has written its special tokens already.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the special tokens
 
 
 def _characters(prompt: Prompt) -> int:
@@ -241,5 +203,5 @@ def _characters(prompt: Prompt) -> int:
 
 
 def cut_at(text: str, stop: list[str]) -> str:
-    """The text before the first stop string."""
+    """Cut a text at its first stop string."""
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]

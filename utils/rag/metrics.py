@@ -1,54 +1,33 @@
-"""Answer metrics on FlashRAG's metric classes, ranking metrics on ir_measures."""
+"""Scores of answers (the metric in open_qa/) and of rankings (ir_measures, TREC's file formats)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from utils.mmlu.letters import parse_letter
-from utils.retrieval.answers import has_answer
-from utils.store.parallel import map_chunks
-from utils.store.passages import PassageTexts
+from utils.retrieval.answers import MANY_ROWS, apply_rows, has_answer
+from utils.store.files import atomic
+from utils.store.journal import in_chunks
+from utils.store.lookup import PassageTexts
 from utils.store.rows import Candidates
 
-QUESTIONS_A_TASK = 200
+QUESTIONS_AT_ONCE = 2_000  # with their passages in memory
 
 
 def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
-    """Exact match, token F1 and containment of an answer, per question, by FlashRAG's metric classes.
+    """Score answers by exact match, token F1 and containment, one value per question."""
+    import evaluate
 
-    FlashRAG's evaluator catches a metric's exception and leaves it out of the result; the classes
-    are called directly, so that a fault is an error.
-    """
-    from flashrag.evaluator.metrics import ExactMatch, F1_Score, Sub_ExactMatch, normalize_answer
-
-    config: Any = {"dataset_name": "own", "metric_setting": {}}
-    em, f1, contains = ExactMatch(config), F1_Score(config), Sub_ExactMatch(config)
-    # An answer such as "The" normalises to nothing, and nothing is contained in every prediction.
-    usable = [[answer for answer in gold if normalize_answer(answer)] for gold in answers]
-    pairs = list(zip(predictions, usable, strict=True))
-    return {
-        "em": [float(em.calculate_em(prediction, gold)) for prediction, gold in pairs],
-        "f1": [float(f1.token_level_scores(prediction, gold)["f1"]) for prediction, gold in pairs],
-        "contains": [float(contains.calculate_sub_em(prediction, gold)) for prediction, gold in pairs],
-    }
-
-
-def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
-    """Exact match of the option letter, per question; an unparsable answer is wrong.
-
-    FlashRAG's normalisation deletes "a" as an article, so its EM cannot tell option A from nothing.
-    """
-    pairs = list(zip(predictions, answers, strict=True))
-    return {"em": [float(parse_letter(prediction) in gold) for prediction, gold in pairs]}
+    # In memory: evaluate would otherwise write all answers to a file in the user's cache first.
+    metric = evaluate.load(str(Path(__file__).with_name("open_qa") / "open_qa.py"), keep_in_memory=True)
+    return metric.compute(predictions=predictions, references=answers, per_question=True)
 
 
 def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str, dict[str, int]]:
-    """Qrels by answer matching: 1 where a passage contains an answer, as DPR counts it, else 0.
-
-    On all cores: 50 candidates of 20,000 questions are a million passages.
+    """Return qrels by answer matching: 1 where a passage contains an answer, as DPR counts it, else 0.
 
     Args:
         candidates: questions with their answers and passage ids.
@@ -57,28 +36,31 @@ def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str
     Returns:
         Question id -> passage id -> relevance.
     """
-    jobs = ((row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in candidates)
+    import pandas
+
     qrels: dict[str, dict[str, int]] = {}
-    rows = iter(candidates)
-    with tqdm(
-        total=len(candidates), desc="match answers", unit="question", disable=len(candidates) <= QUESTIONS_A_TASK
-    ) as bar:
-        for part in map_chunks(_matches, jobs, QUESTIONS_A_TASK):
-            for labels in part:
-                row = next(rows)
+    with tqdm(total=len(candidates), desc="match answers", unit="question", disable=len(candidates) < MANY_ROWS) as bar:
+        for part in in_chunks(list(candidates), QUESTIONS_AT_ONCE):
+            frame = pandas.DataFrame(
+                {
+                    "answers": [row.golden_answers for row in part],
+                    "passages": [[texts[pid] for pid in row.passage_ids] for row in part],
+                }
+            )
+            for row, labels in zip(part, apply_rows(frame, _labels, axis=1), strict=True):
                 qrels[row.id] = dict(zip(row.passage_ids, labels, strict=True))
             bar.update(len(part))
     return qrels
 
 
-def _matches(jobs: list[tuple[list[str], list[str]]]) -> list[list[int]]:
-    return [[int(has_answer(answers, text)) for text in passages] for answers, passages in jobs]
+def _labels(row: Any) -> list[int]:
+    return [int(has_answer(row["answers"], passage)) for passage in row["passages"]]
 
 
 def ranking_metrics(
     qrels: Mapping[str, Mapping[str, int]], ranking: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
 ) -> dict[str, list[float]]:
-    """Answer recall at each cutoff (an answer within the first k), reciprocal rank and nDCG@10, per question.
+    """Compute answer recall (an answer within the first k), reciprocal rank and nDCG@10, one value per question.
 
     Questions whose candidates hold no answer count as 0, so that runs over the same questions compare.
     nDCG's ideal order is that of the same candidates.
@@ -87,9 +69,6 @@ def ranking_metrics(
         qrels: question id -> passage id -> relevance.
         ranking: question id -> passage ids, best first.
         cutoffs: the k of answer recall.
-
-    Returns:
-        ``recall@k``, ``mrr`` and ``ndcg@10`` -> one value a question, in the order of ``ranking``.
     """
     import ir_measures
     from ir_measures import RR, Success, nDCG
@@ -102,3 +81,24 @@ def ranking_metrics(
     for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
         values[names[str(metric.measure)]][metric.query_id] = metric.value
     return {name: list(by_question.values()) for name, by_question in values.items()}
+
+
+def write_run(path: Path, ranked: Iterable[Candidates], tag: str) -> None:
+    """Write a ranking in TREC's format, ``query Q0 passage rank score tag``, best first."""
+    with atomic(path) as handle:
+        for row in ranked:
+            for rank, (pid, score) in enumerate(zip(row.passage_ids, row.scores, strict=True), 1):
+                handle.write(f"{_word(row.id)} Q0 {_word(pid)} {rank} {score} {_word(tag)}\n".encode())
+
+
+def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> None:
+    """Write judgements in TREC's format, ``query 0 passage relevance``."""
+    with atomic(path) as handle:
+        for query, judged in qrels.items():
+            for pid, label in judged.items():
+                handle.write(f"{_word(query)} 0 {_word(pid)} {label}\n".encode())
+
+
+def _word(name: str) -> str:
+    """Join an id's words: blanks separate the columns of TREC's formats."""
+    return "_".join(name.split())

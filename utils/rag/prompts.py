@@ -1,25 +1,48 @@
-"""Prompts that always keep the question: passages are trimmed to fit, and the trimming is counted."""
+"""Prompts that always keep the question: passages are trimmed to fit, and their control tokens are broken up."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 from utils.llm.types import Prompt
-from utils.rag.control_tokens import defused
+
+# Control tokens of ChatML, Llama 2 and 3, Mistral, Gemma, DeepSeek, GLM, and their relatives.
+CONTROL = re.compile(
+    r"<(?=[|｜][^|｜<>\n]{1,40}[|｜]>|/?s>|(?:bos|eos|sop)>|(?:start|end)_of_turn>|</?SYS>>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|gMASK\])"
+)
+
+
+def defused(text: str) -> str:
+    """Put a blank into what chat models take for control tokens.
+
+    A server reads them in a passage as it does in its own template: a document could end the user's turn and
+    begin the system's.
+    """
+    return CONTROL.sub(lambda found: found[0] + " ", text)
+
+
+def without_control(tokenizer: Any, text: str) -> str:
+    """Put a blank into each of the tokenizer's own control tokens, so that it reads them as words."""
+    for token in tokenizer.added_tokens_encoder:
+        if token.strip() and token in text:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+    return text
 
 
 class RagPrompt:
     """FlashRAG's document layout in our templates.
 
-    FlashRAG's own PromptTemplate loads a tokenizer to guess from the model's path whether it is a
-    chat model, and truncates by cutting the middle or the question. Here the templates decide: a
-    completion template gives a string, otherwise chat messages are made.
+    FlashRAG's PromptTemplate guesses from the model's path whether it is a chat model, and cuts the middle of a
+    long prompt or its question. Here a completion template gives a string, otherwise chat messages are made.
 
     Args:
         prompts: the ``prompts`` section.
         max_input_tokens: most tokens of a whole prompt.
         count_tokens: tokens of a text, exact or a cautious estimate.
-        defuse: takes the meaning from control tokens, which passages and questions may hold.
+        defuse: breaks up control tokens in passages and questions.
     """
 
     def __init__(
@@ -29,38 +52,27 @@ class RagPrompt:
         count_tokens: Callable[[str], int],
         defuse: Callable[[str], str] = defused,
     ) -> None:
-        self.prompts = prompts
-        self.max_input_tokens = max_input_tokens
-        self.count_tokens = count_tokens
-        self.defuse = defuse
-        self.trimmed = 0
+        self.prompts, self.max_input_tokens = prompts, max_input_tokens
+        self.count_tokens, self.defuse = count_tokens, defuse
+        self.trimmed = 0  # prompts with shortened passages
 
     def build(self, question: str, passages: list[str]) -> Prompt:
-        """The prompt for one question.
-
-        Args:
-            question: never cut.
-            passages: ``title, newline, text`` each, best first; empty for the closed-book baseline.
-
-        Returns:
-            Chat messages, or the completion prompt.
-        """
+        """Build the prompt of one question from ``title, newline, text`` passages, best first; none: closed book."""
         question, passages = self.defuse(question), [self.defuse(text) for text in passages]
         kept = self._fitting(question, passages)
         self.trimmed += kept != passages
         return self._render(question, kept)
 
     def _fitting(self, question: str, passages: list[str]) -> list[str]:
-        """Shorten the longest passages, evenly, until the prompt fits."""
+        """Shorten the longest passages until the prompt fits."""
         kept = list(passages)
-        for _ in range(8):  # tokens are not characters: each round halves what the estimate left over
+        for _ in range(8):  # characters per token are an estimate, which each round improves
             excess = self._length(question, kept) - self.max_input_tokens
             if excess <= 0 or not any(kept):
                 break
             characters = sum(map(len, kept))
             tokens = max(1, self.count_tokens("\n".join(kept)))
-            budget = max(0, characters - int(excess * characters / tokens * 1.1) - 8)
-            kept = _cut_longest(kept, budget)
+            kept = _cut_longest(kept, max(0, characters - int(excess * characters / tokens * 1.1) - 8))
         return kept
 
     def _length(self, question: str, passages: list[str]) -> int:
@@ -80,13 +92,13 @@ class RagPrompt:
 
 
 def format_reference(passages: list[str]) -> str:
-    """FlashRAG's layout: ``Doc 1(Title: first line) rest``, a line a passage."""
+    """Write passages as FlashRAG does: ``Doc 1(Title: first line) rest``, one line per passage."""
     documents = [text.partition("\n") for text in passages]
     return "".join(f"Doc {i}(Title: {title}) {text}\n" for i, (title, _, text) in enumerate(documents, 1))
 
 
 def _cut_longest(passages: list[str], budget: int) -> list[str]:
-    """Cut passages to one common length such that all together have at most ``budget`` characters."""
+    """Cut passages to one common length, so that together they have at most ``budget`` characters."""
     limit, left = 0, budget
     lengths = sorted(map(len, passages))
     for i, length in enumerate(lengths):

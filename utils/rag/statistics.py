@@ -8,7 +8,7 @@ from typing import Any
 
 RESAMPLES = 10_000
 EXACT = 13  # differing questions up to which all signs are tried: 2 ** 13 < RESAMPLES
-DRAWS_AT_ONCE = 4_000_000  # numbers in memory; 14,042 questions x 10,000 resamples would take 2 GB
+DRAWS_AT_ONCE = 4_000_000  # numbers in memory; 14,042 questions x 10,000 resamples at once would take 2 GB
 
 
 @dataclass(frozen=True)
@@ -26,66 +26,44 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float], seed: int) -> Interval:
-    """Percentile bootstrap of a mean.
-
-    No interval for fewer than two values or when all are equal: every resample would be the same,
-    and a width of zero would claim a certainty that the data do not give.
-
-    Args:
-        values: one score a question, at least one.
-        seed: of the resampling.
-    """
+    """Return the mean of at least one score per question, with a percentile bootstrap interval."""
     import numpy as np
     from scipy import stats
 
     data = np.asarray(values, dtype=float)
-    mean = float(data.mean())
+    # Resamples of equal values are all the same: a width of zero would claim a certainty that the data do not give.
     if len(set(values)) < 2:
-        return Interval(mean, None, None, len(data))
-    found = stats.bootstrap(
-        (data,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        batch=max(1, DRAWS_AT_ONCE // len(data)),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(data))
+        return Interval(float(data.mean()), None, None, len(data))
+    batch = max(1, DRAWS_AT_ONCE // len(data))
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap((data,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=batch, rng=rng)
+    low, high = found.confidence_interval
+    return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int) -> tuple[Interval, float]:
-    """The mean difference over the same questions, and its two-sided p-value.
+    """Return the mean difference over the same questions in the same order, and its two-sided p-value.
 
-    The sign of each question's difference is flipped at random: under the null hypothesis the two
-    systems are exchangeable question by question (paired permutation test). Exact for few questions that
-    differ; one, or none, is no evidence: p is 1.
-
-    Args:
-        values: one score a question.
-        baseline: the other system's, of the same questions in the same order.
-        seed: of resampling and permutation.
+    Paired permutation test: if both systems are equally good, each question's difference could as well have the other
+    sign. All signs are tried where few questions differ, else random ones; one question that differs proves nothing.
     """
     import numpy as np
     from scipy import stats
 
     difference = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
     interval = bootstrap(difference.tolist(), seed)
-    # A difference of zero stays zero whatever its sign.
-    rest = difference[difference != 0]
-    rng = np.random.default_rng(seed)
+    rest = difference[difference != 0]  # a difference of zero stays zero whatever its sign
     if len(rest) < 2:
         return interval, 1.0
     if len(rest) <= EXACT:
         test = stats.permutation_test((rest,), _mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
         return interval, float(test.pvalue)
+    # permutation_test draws random signs too, but ten times slower.
+    rng, batch = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // len(rest))
     found = stats.monte_carlo_test(
-        rest,
-        lambda size: rng.choice([-1.0, 1.0], size) * rest,
-        _mean,
-        vectorized=True,
-        n_resamples=RESAMPLES - 1,
-        batch=max(1, DRAWS_AT_ONCE // len(rest)),
-    )
+        rest, lambda size: rng.choice([-1.0, 1.0], size) * rest, _mean,
+        vectorized=True, n_resamples=RESAMPLES - 1, batch=batch,
+    )  # fmt: skip
     return interval, float(found.pvalue)
 
 
@@ -94,7 +72,7 @@ def _mean(data: Any, axis: int) -> Any:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment: the chance of any false discovery in the family stays below the level."""
+    """Return p-values adjusted so that the chance of any false discovery among them stays below the level."""
     from statsmodels.stats.multitest import multipletests
 
     return multipletests(p_values, method="holm")[1].tolist() if p_values else []

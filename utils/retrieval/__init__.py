@@ -1,1 +1,1 @@
-"""Step 2: passages are encoded, indexed and searched; candidates of each question."""
+"""Step 2: encode and index the corpus, search it, and write each question's candidates."""

@@ -1,31 +1,29 @@
-"""Retrieval of candidates: the file of candidates and the file of their texts."""
+"""Retrieve candidates: a file of passage ids per question, and a file of the passages' texts."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from utils.config import UsageError
-from utils.ray_engine import Here, make_engine, one_by_one
-from utils.store.files import write_lines
+from utils.config import UsageError, settings_of
+from utils.ray_engine import one_by_one
 from utils.store.journal import Journal, in_chunks, resume
+from utils.store.jsonlines import write_lines
+from utils.store.lookup import passages_path
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
-from utils.store.passages import passages_path
-from utils.store.rows import Candidates, Question
-
-if TYPE_CHECKING:
-    from utils.retrieval.retrievers import FlatRetriever
+from utils.store.rows import Candidates, Passage, Question
 
 LARGE_INDEX = 8 << 30  # bytes
-QUESTIONS_A_PASS = 4096  # as many as faiss compares with one reading of the vectors
+LARGE_INDEX_QUESTIONS = 4096  # searched with one reading of the file
 RETRIEVAL_SETTINGS = (
     "retrieval_method",
     "retrieval_query_max_length",
     "retrieval_pooling_method",
-    "retrieval_use_fp16",
+    "use_fp16",
     "instruction",
 )
 
@@ -37,123 +35,106 @@ def retrieve(
     output: Path,
     dropped: Mapping[str, int] | None = None,
 ) -> None:
-    """Write the candidates of ``questions`` and the texts of all their passages, once each.
-
-    Resumes after a kill at the last whole chunk of `questions_a_pass`.
+    """Write each question's candidates, and beside them the texts of all their passages, once each.
 
     Args:
         questions: rows to retrieve for.
-        args: the ``retrieval`` section's settings and ``overwrite``.
-        topk: passages a question.
-        output: JSON lines of `utils.store.rows.Candidates`; the texts go to `utils.store.passages.passages_path`.
+        args: the ``retrieval`` and ``engine`` sections' settings, and ``overwrite``.
+        topk: passages per question.
+        output: JSON lines of `Candidates`; the texts go to `passages_path`.
         dropped: rows of the questions' file that were left out, for the manifest.
     """
-    settings = {key: getattr(args, key) for key in RETRIEVAL_SETTINGS} | {
-        "topk": topk,
-        "questions": digest([(row.id, row.question) for row in questions]),
-    }
+    asked = digest([(row.id, row.question) for row in questions])
+    settings = settings_of(args, *RETRIEVAL_SETTINGS) | {"topk": topk, "questions": asked}
     check_retrieval_inputs(args)
     journal_path = output.with_suffix(".journal.jsonl")
     inputs = [args.index_path, args.corpus_path, args.retriever_path]
     phase = Phase(output, inputs, settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
         return
-    retriever = open_retriever(args, topk, len(questions))
+    from utils.retrieval.retrievers import FlatRetriever  # takes seconds, for which a finished phase need not wait
+
+    retriever = FlatRetriever(args, topk, len(questions))
 
     def work(chunk: list[Question]) -> list[dict[str, Any]]:
         found = retriever.search_rows([row.question for row in chunk], topk)
         return [{"rows": rows, "scores": scores} for rows, scores in found]
 
+    # A large index may have to be read from the disk for each search, and on a cluster each search starts workers.
+    large = os.path.getsize(args.index_path) >= LARGE_INDEX or args.engine != "local"
+    at_once = max(args.retrieval_batch_size, LARGE_INDEX_QUESTIONS if large else 0)
     with Journal(journal_path, made_with=phase.key) as journal:
-        resume(journal, questions, lambda row: row.id, questions_a_pass(args), one_by_one(work), "retrieve")
-        rows = {row for question in questions for row in journal[question.id]["rows"]}
-        ids = write_passages(retriever, sorted(rows), output)
-        write_lines(output, (_candidates(question, journal[question.id], ids) for question in questions))
+        resume(journal, questions, lambda row: row.id, at_once, one_by_one(work), "retrieve")
+        rows = sorted({row for question in questions for row in journal[question.id]["rows"]})
+        ids, copy_of = write_passages(retriever, rows, output)
+        write_lines(output, (_candidates(row, **journal[row.id], ids=ids, copy_of=copy_of) for row in questions))
         short = sum(len(journal[question.id]["rows"]) < topk for question in questions)
-        phase.finish(
-            len(questions),
-            dropped,
-            beside=[passages_path(output)],
-            facts={"passages": len(ids), f"questions with fewer than {topk}": short},
-        )
+        facts = {"passages": len(ids), f"questions with fewer than {topk}": short}
+        phase.finish(len(questions), dropped, beside=[passages_path(output)], facts=facts)
         journal.delete()
 
 
-def open_retriever(args: argparse.Namespace, topk: int, queries: int) -> FlatRetriever:
-    """The retriever, whose index the engine's workers search; the encoder and the corpus are here in any case."""
-    from utils.retrieval.retrievers import FlatRetriever
+def write_passages(retriever: Any, rows: list[int], output: Path) -> tuple[dict[int, str], dict[int, int]]:
+    """Write the passages of corpus rows.
 
-    engine = make_engine(args)
-    if isinstance(engine, Here):
-        return FlatRetriever(args, topk, queries)
-    from utils.retrieval.cluster_search import ClusterIndex
-
-    settings = vars(args) | {"faiss_gpu": False, "faiss_mmap": True}  # this process opens the index, no more
-    retriever = FlatRetriever(argparse.Namespace(**settings), topk, queries)
-    retriever.index = ClusterIndex(args.index_path, engine, args.ray_index_rows, args.faiss_gpu)
-    return retriever
-
-
-def questions_a_pass(args: argparse.Namespace) -> int:
-    """How many questions are searched, and then kept, together.
-
-    ``retrieval_batch_size``; many more of a large index, which each search may have to read from the disk, and
-    on a cluster, where each search starts workers.
+    Returns:
+        Row -> passage id, and row -> the first of ``rows`` with an equal text if that is an earlier one.
     """
-    large = os.path.getsize(args.index_path) >= LARGE_INDEX or args.engine != "local"
-    return max(args.retrieval_batch_size, QUESTIONS_A_PASS if large else 0)
-
-
-def _candidates(question: Question, record: dict[str, Any], ids: Mapping[int, str]) -> Candidates:
-    passage_ids = [ids[row] for row in record["rows"]]
-    return Candidates(**question.model_dump(), passage_ids=passage_ids, scores=record["scores"])
-
-
-def write_passages(retriever: FlatRetriever, rows: list[int], output: Path) -> dict[int, str]:
-    """Write the passages of the given corpus rows; returns row number -> passage id."""
     ids: dict[int, str] = {}
+    copy_of: dict[int, int] = {}
+    row_of: dict[bytes, int] = {}  # by a hash of the text: the texts of a million passages would take a gigabyte
 
-    def read() -> Any:
+    def read() -> Iterator[Passage]:
         for chunk in in_chunks(rows, 1024):
             for row, passage in zip(chunk, retriever.passages(chunk), strict=True):
                 ids[row] = passage.id
+                first = row_of.setdefault(hashlib.blake2b(passage.contents.encode(), digest_size=16).digest(), row)
+                if first != row:
+                    copy_of[row] = first
                 yield passage
 
     write_lines(passages_path(output), read())
     if len(set(ids.values())) != len(ids):
         raise UsageError(f"{retriever.corpus_path} uses a passage id more than once; ids must be unique")
-    return ids
+    return ids, copy_of
+
+
+def _candidates(
+    question: Question, rows: list[int], scores: list[float], ids: Mapping[int, str], copy_of: Mapping[int, int]
+) -> Candidates:
+    """Return the candidates of a question; passages of equal text share their best score, in corpus order.
+
+    Their vectors and products differ in the last digits where they were in other batches, which must not order them.
+    """
+    best: dict[int, int] = {}  # the first row with a text -> the best rank of a passage with this text
+    for rank, row in enumerate(rows):
+        best.setdefault(copy_of.get(row, row), rank)
+    rank_of = {row: best[copy_of.get(row, row)] for row in rows}
+    ranked = sorted(rows, key=lambda row: (rank_of[row], row))
+    shared = [scores[rank_of[row]] for row in ranked]
+    return Candidates(**question.model_dump(), passage_ids=[ids[row] for row in ranked], scores=shared)
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
-    """Refuse missing files, folders in their place, and an e5 or bge encoder whose queries would get no prefix."""
+    """Refuse missing files, an encoder whose queries would get no prefix, and an index that was made otherwise."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         if not os.path.isfile(path):
             fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
             raise UsageError(f"{what} {path} {fault}; README, 'Reproduce the paper', shows how it is made")
-    check_index_origin(args)
     for family in ("e5", "bge"):
         if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
             raise UsageError(
                 f"--retriever_path {args.retriever_path} looks like {family}, but --retrieval_method "
                 f"{args.retrieval_method} gives its queries no prefix; use --retrieval_method {family}"
             )
-
-
-def check_index_origin(args: argparse.Namespace) -> None:
-    """Refuse an index that its manifest says was made of another corpus, with another encoder, or in another way."""
-    path = manifest_path(Path(args.index_path))
-    if not path.exists():
+    manifest = manifest_path(Path(args.index_path))
+    made = read_manifest(manifest) if manifest.exists() else None
+    if made is None or UNFINISHED in made:  # `Phase` refuses an unfinished index
         return
-    made = read_manifest(path)
-    if UNFINISHED in made:
-        return  # told by the phase that reads it
-    inputs = {"--retriever_path": args.retriever_path, "--corpus_path": args.corpus_path}
-    for flag, value in inputs.items():
-        if fingerprint(value) not in made["inputs"].values():
-            raise UsageError(f"{args.index_path} was not made with {flag} {value}, but by: {made['command']}")
-    for key in ("retrieval_method", "retrieval_pooling_method"):
-        if made["settings"].get(key, getattr(args, key)) != getattr(args, key):
-            raise UsageError(
-                f"{args.index_path} was made with --{key} {made['settings'][key]}, not {getattr(args, key)}"
-            )
+    for flag in ("retriever_path", "corpus_path"):
+        if fingerprint(value := getattr(args, flag)) not in made["inputs"].values():
+            raise UsageError(f"{args.index_path} was not made with --{flag} {value}, but by: {made['command']}")
+    for flag in ("retrieval_method", "retrieval_pooling_method"):
+        value = getattr(args, flag)
+        if (found := made["settings"].get(flag, value)) != value:
+            raise UsageError(f"{args.index_path} was made with --{flag} {found}, not {value}")

@@ -1,38 +1,43 @@
-"""Dense text encoders: one call over all texts, sorted by length."""
+"""Encode texts as vectors, and keep the vectors in files that a killed run goes on with."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
-from utils.openvino_model import fastest
+from utils.openvino_model import with_openvino
+from utils.ray_engine import MapParts
+from utils.store.files import atomic
 
-Embeddings = NDArray[np.float32]
-
-
-class Encoder(Protocol):
-    """Texts -> normalised float32 rows of shape ``(texts, dimension)``."""
-
-    dimension: int
-
-    def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
-        """Encode texts in any order."""
+Embeddings = NDArray[np.float32]  # normalised rows of shape (texts, dimension)
+MADE_WITH = "made_with"  # file in a folder of vectors that says which inputs and settings they belong to
 
 
 def length_order(texts: Sequence[str]) -> list[int]:
-    """Indices from the longest text to the shortest: the first batch shows whether memory suffices."""
+    """Return the texts' indices, longest text first: then the first batch shows whether memory suffices."""
     return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
 
 
+def encode_distinct(texts: Sequence[str], encode: Callable[[list[str]], Embeddings]) -> Embeddings:
+    """Encode each distinct text once: a vector's last digits depend on its batch, and equal texts must be equal."""
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    rows = encode(list(row_of))
+    return rows if len(rows) == len(texts) else rows[[row_of[text] for text in texts]]
+
+
 class TextEncoder:
-    """Any Hugging Face encoder with mean, cls or pooler pooling.
+    """Any Hugging Face encoder.
 
     Args:
         path: folder or hub id.
@@ -40,8 +45,8 @@ class TextEncoder:
         pooling: ``mean``, ``cls`` or ``pooler``.
         half: fp16, on a GPU only.
         prefix: put before every text, such as e5's "query: ".
-        trust: run code that the model brings.
-        texts: about how many will be encoded: many are worth the time of `utils.openvino_model`.
+        trust: run code that comes with the model.
+        texts: about how many will be encoded; see `with_openvino`.
     """
 
     def __init__(
@@ -65,10 +70,13 @@ class TextEncoder:
         self._fits = sys.maxsize  # texts at once, as far as is known
         self._half = half_precision() if half else None
         if pooling != "pooler":
-            self.model = fastest(self.model, self.tokenizer, "last_hidden_state", texts)
+            self.model = with_openvino(self.model, self.tokenizer, "last_hidden_state", texts)
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
-        """Normalised float32 rows of shape ``(texts, dimension)``, in the order of ``texts``."""
+        """Encode texts in batches of similar length."""
+        return encode_distinct(texts, lambda distinct: self._encode(distinct, batch_size))
+
+    def _encode(self, texts: list[str], batch_size: int) -> Embeddings:
         import torch
 
         from utils.retrieval.flashrag_parts import pooling
@@ -76,17 +84,12 @@ class TextEncoder:
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
 
         def work(batch: Sequence[int]) -> None:
-            inputs = self.tokenizer(
-                [self.prefix + texts[i] for i in batch],
-                max_length=self.max_length,
-                padding=True,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self.model.device)
+            words = [self.prefix + texts[i] for i in batch]
+            limits: dict[str, Any] = {"max_length": self.max_length, "truncation": True}
+            inputs = self.tokenizer(words, padding=True, return_tensors="pt", **limits).to(self.model.device)
             output = self.model(**inputs)
-            pooled = pooling(
-                getattr(output, "pooler_output", None), output.last_hidden_state, inputs["attention_mask"], self.pooling
-            )
+            pooler = getattr(output, "pooler_output", None)
+            pooled = pooling(pooler, output.last_hidden_state, inputs["attention_mask"], self.pooling)
             rows[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
 
         with torch.inference_mode(), autocast(self._half):
@@ -95,51 +98,68 @@ class TextEncoder:
 
 
 class BgeM3Encoder:
-    """BGE-M3's dense vectors through FlagEmbedding, which sorts by length itself.
-
-    Args:
-        path: folder or hub id.
-        max_length: tokens; longer texts are cut.
-        half: fp16, on a GPU only.
-        texts: about how many will be encoded: many are worth the time of `utils.openvino_model`.
-    """
+    """BGE-M3's dense vectors through FlagEmbedding; arguments as of `TextEncoder`."""
 
     def __init__(self, path: str, max_length: int, half: bool = True, texts: int = 0) -> None:
         from FlagEmbedding import BGEM3FlagModel
 
-        # One device: over several FlagEmbedding starts a process pool, which needs a main guard in
-        # every caller and is left to torchrun-like engines. `device=` would be ignored.
+        # One device: for several, FlagEmbedding starts a process pool, which needs a main guard in every caller.
         device = torch_device()
         self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
         self.dimension: int = self.model.model.model.config.hidden_size
         self.max_length = max_length
-        wrapper = self.model.model
-        quick = fastest(wrapper.model, self.model.tokenizer, "last_hidden_state", texts)
-        if quick is not wrapper.model:
-            del wrapper.model  # a torch module takes only modules in the place of one
-            wrapper.model = quick
+        inner = self.model.model.model
+        del self.model.model.model  # torch lets only a module take a module's place
+        self.model.model.model = with_openvino(inner, self.model.tokenizer, "last_hidden_state", texts)
 
     def encode(self, texts: list[str], batch_size: int = 64) -> Embeddings:
-        """Normalised float32 rows of shape ``(texts, dimension)``, in the order of ``texts``."""
-        found = self.model.encode(texts, batch_size=batch_size, max_length=self.max_length)
-        return np.asarray(found["dense_vecs"], dtype=np.float32)
+        """Encode texts; FlagEmbedding sorts them by length itself."""
+        found = encode_distinct(texts, lambda t: self.model.encode(t, batch_size, self.max_length)["dense_vecs"])
+        return np.asarray(found, dtype=np.float32)
 
 
-def make_scorer(args: argparse.Namespace, texts: int) -> Encoder:
-    """The encoder of rationale scores that the ``scoring`` section names, for about so many texts.
-
-    Raises:
-        UsageError: ``scorer`` is neither ``bge-m3`` nor ``encoder``, or the model cannot be had.
-    """
+def make_scorer(args: argparse.Namespace, texts: int) -> TextEncoder | BgeM3Encoder:
+    """Load the encoder of rationale scores that the ``scoring`` section names, for about so many texts."""
+    path, length, half = args.model_path, args.scorer_max_length, args.use_fp16
     if args.scorer == "bge-m3":
-        return BgeM3Encoder(args.model_path, args.scorer_max_length, args.scorer_use_fp16, texts)
+        return BgeM3Encoder(path, length, half, texts)
     if args.scorer == "encoder":
-        return TextEncoder(
-            args.model_path,
-            args.scorer_max_length,
-            args.scorer_pooling_method,
-            args.scorer_use_fp16,
-            trust=args.model_path in args.trust_remote_code,
-            texts=texts,
-        )
+        trust = path in args.trust_remote_code
+        return TextEncoder(path, length, args.scorer_pooling_method, half, trust=trust, texts=texts)
     raise UsageError(f"--scorer {args.scorer!r} is neither bge-m3 nor encoder")
+
+
+def encode_files(files: Mapping[Path, Sequence[Sized]], encode: MapParts, desc: str, unit: str) -> None:
+    """Write the ``.npy`` files that are missing, each whole: a kill costs the files in work.
+
+    Args:
+        files: path -> the parts of which it has the rows, in order; a part of length n gives n rows.
+        encode: maps parts to their rows.
+        desc: text of the progress bar.
+        unit: what a row stands for.
+    """
+    missing = {path: parts for path, parts in files.items() if not path.exists()}
+    path_of = [path for path, parts in missing.items() for _ in parts]
+    total, left = (sum(len(part) for parts in some.values() for part in parts) for some in (files, missing))
+    done: dict[Path, dict[int, Any]] = defaultdict(dict)
+    with tqdm(total=total, initial=total - left, desc=desc, unit=unit, smoothing=0.05) as bar:
+        for number, rows in encode(part for parts in missing.values() for part in parts):
+            path = path_of[number]
+            done[path][number] = rows
+            bar.update(len(rows))
+            if len(done[path]) == len(missing[path]):
+                with atomic(path) as handle:
+                    np.save(handle, np.concatenate([rows for _, rows in sorted(done.pop(path).items())]))
+
+
+def prepare_folder(folder: Path, made_with: str) -> None:
+    """Keep the vectors that an earlier call with the same inputs and settings left; remove all others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / MADE_WITH
+    if mark.exists() and mark.read_text() == made_with:
+        return
+    if any(folder.glob("*.npy")):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    with atomic(mark) as handle:
+        handle.write(made_with.encode())

@@ -1,7 +1,7 @@
-"""What is taken from FlashRAG's retriever package, imported here alone.
+"""Import the parts of FlashRAG's retriever package that are used here, and keep all threads.
 
-On a machine without a GPU its import sets OpenMP, and with it torch and faiss, to one thread for the whole
-process. What was set before is put back.
+On a machine without a GPU this import sets OpenMP, and with it torch and faiss, to one thread for the whole process.
+The number of threads from before is set again.
 """
 
 import faiss

@@ -4,50 +4,48 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import faiss
 
-from utils.config import SECRETS, UsageError
+from utils.config import UsageError, without_secrets
 from utils.devices import gpus
+from utils.ray_engine import start_workers
 from utils.retrieval.encoder import TextEncoder
 from utils.retrieval.flashrag_parts import DenseRetriever, set_default_instruction
-from utils.retrieval.search import BlockIndex, stored_type
-from utils.store.files import parse_row
+from utils.retrieval.search import BlockIndex, ClusterIndex, stored_type
+from utils.store.jsonlines import parse_row
 from utils.store.rows import Passage
+
+# FlashRAG's settings that stay off.
+OFF = ("save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker")
 
 
 class FlatRetriever(DenseRetriever):
     """FlashRAG's dense retriever with its traps closed.
 
-    - A Flat index is searched block by block: wiki18's 65 GB need not fit into memory, nor into a GPU's.
-    - Index, corpus and encoder are checked against each other before the first query.
-    - Neighbours that do not exist (faiss's -1) are left out instead of becoming the last passage.
-    - Half precision only where it is faster; no remote code.
+    - A Flat index is searched block by block, or on a cluster: wiki18's 65 GB need not fit into memory.
+    - Index, corpus and encoder must fit each other.
+    - Neighbours that do not exist (faiss's -1) are left out; FlashRAG returns the last passage in their place.
+    - Half precision only on a GPU; no remote code.
 
     Args:
-        args: the ``retrieval`` section's settings.
-        topk: passages a query.
+        args: the ``retrieval`` and ``engine`` sections' settings.
+        topk: passages per query.
         queries: about how many will be asked.
     """
 
     def __init__(self, args: argparse.Namespace, topk: int, queries: int = 0) -> None:
-        self._queries = queries
-        self._mmap = args.faiss_mmap
-        self._trust = args.retriever_path in args.trust_remote_code
-        super().__init__(
-            {
-                "retrieval_topk": topk,
-                "retrieval_model_path": args.retriever_path,
-                "save_retrieval_cache": False,
-                "use_retrieval_cache": False,
-                "retrieval_cache_path": None,
-                "use_reranker": False,
-                "use_sentence_transformer": False,
-                **{key: value for key, value in vars(args).items() if key not in SECRETS},
-            }
-        )
+        self._args, self._queries = args, queries
+        config = vars(without_secrets(args)) | dict.fromkeys(OFF, False) | {"use_sentence_transformer": False}
+        names = {
+            "retrieval_topk": topk,
+            "retrieval_model_path": args.retriever_path,
+            "retrieval_use_fp16": args.use_fp16,
+        }
+        super().__init__(config | names)
         if self.index.ntotal != len(self.corpus):
             raise UsageError(
                 f"{args.index_path} holds {self.index.ntotal} vectors but {args.corpus_path} has {len(self.corpus)} "
@@ -60,37 +58,41 @@ class FlatRetriever(DenseRetriever):
             )
 
     def load_index(self) -> None:
-        """Open a Flat index for the search by blocks, one of another kind by faiss, mapped if it can be."""
-        self.index: Any = None
+        """Open a Flat index for the search by blocks, any other by faiss, mapped if it can be."""
+        args = self._args
+        if args.engine != "local":
+            start = functools.partial(start_workers, args)
+            self.index: Any = ClusterIndex(args.index_path, start, args.ray_index_rows, args.faiss_gpu)
+            return
+        self.index = None
         with contextlib.suppress(RuntimeError):  # of an index that cannot be mapped
-            self.index = faiss.read_index(self.index_path, faiss.IO_FLAG_MMAP_IFC)
+            self.index = faiss.read_index(args.index_path, faiss.IO_FLAG_MMAP_IFC)
         if self.index is not None and stored_type(self.index) is not None:
-            devices = gpus() if self.use_faiss_gpu else ["cpu"]
-            self.index = BlockIndex(self.index_path, devices, keep=not (self._mmap or self.use_faiss_gpu))
-        elif self.index is None or not self._mmap or self.use_faiss_gpu:
+            devices = gpus() if args.faiss_gpu else ["cpu"]
+            self.index = BlockIndex(args.index_path, devices, keep=not (args.faiss_mmap or args.faiss_gpu))
+        elif self.index is None or not args.faiss_mmap or args.faiss_gpu:
             super().load_index()
 
     def load_model(self) -> None:
         """Load the query encoder, with the prefix that ``retrieval_method`` stands for."""
+        args = self._args
         self.encoder = TextEncoder(
-            self.retrieval_model_path,
-            self.query_max_length,
-            self.pooling_method,
-            half=self.use_fp16,
-            prefix=query_prefix(self.retrieval_method, self.instruction),
-            trust=self._trust,
+            args.retriever_path,
+            args.retrieval_query_max_length,
+            args.retrieval_pooling_method,
+            half=args.use_fp16,
+            prefix=query_prefix(args.retrieval_method, args.instruction),
+            trust=args.retriever_path in args.trust_remote_code,
             texts=self._queries,
         )
 
     def search_rows(self, queries: list[str], topk: int) -> list[tuple[list[int], list[float]]]:
-        """Corpus row numbers and scores a query, best first; fewer than ``topk`` if the corpus is smaller."""
+        """Return each query's corpus rows and scores, best first; fewer than ``topk`` from a small corpus."""
         scores, rows = self.index.search(self.encoder.encode(queries, self.batch_size), topk)
-        return [
-            (found[found >= 0].tolist(), score[found >= 0].tolist()) for found, score in zip(rows, scores, strict=True)
-        ]
+        return [(r[r >= 0].tolist(), s[r >= 0].tolist()) for r, s in zip(rows, scores, strict=True)]
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
-        """The corpus rows, read in one pass."""
+        """Read corpus rows in one pass."""
         columns = self.corpus[list(rows)]
         return [
             parse_row({"id": pid, "contents": text}, Passage, f"{self.corpus_path}, row {row}")
@@ -108,5 +110,5 @@ class FlatRetriever(DenseRetriever):
 
 
 def query_prefix(method: str, instruction: str | None) -> str:
-    """The text before every query: the instruction if given, else FlashRAG's for the method's name."""
+    """Return the text before every query: the instruction if given, else FlashRAG's for the method's name."""
     return f"{instruction.strip()} " if instruction else set_default_instruction(method, is_query=True)

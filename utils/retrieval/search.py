@@ -1,10 +1,12 @@
-"""Exact search of a Flat index file block by block, on the CPU or on GPUs, however large the file is."""
+"""Search a Flat index file exactly, block by block, however large it is: on the CPU, on GPUs or on a cluster."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -13,15 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from utils.config import UsageError
+from utils.devices import gpus
+from utils.ray_engine import MakeWorker, MapParts
 
-Found = tuple[torch.Tensor, torch.Tensor]
+Found = tuple[torch.Tensor, torch.Tensor]  # scores and row numbers, each of shape (queries, topk)
+FoundArrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 MOST_SCORES = 1 << 26  # of a block with all queries: 256 MiB
 MOST_ROWS = 1 << 16  # of a block
-SHARE_OF_GPU = 0.7  # for vectors that stay there; the encoder and a block's scores take the rest
+GPU_SHARE = 0.7  # of a GPU's memory for vectors that stay there; the encoder and a block's scores need the rest
 
 
 def stored_type(index: Any) -> torch.dtype | None:
-    """How a faiss index stores its vectors, if it holds them as they are and compares by inner product."""
+    """Return the type of a faiss index's vectors, None if it compresses them or does not take inner products."""
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         return None
     if isinstance(index, faiss.IndexFlat):
@@ -32,28 +37,20 @@ def stored_type(index: Any) -> torch.dtype | None:
 
 
 class BlockIndex:
-    """The vectors of an index file, of which a search reads each once, whatever the number of queries.
+    """The vectors of an index file, which a search reads once, whatever the number of queries.
 
-    Memory holds two blocks and the scores of one; faiss's memory map of a file beyond memory is read ten times
-    slower. On GPUs the vectors stay if they fit there, else the blocks pass through. Scores are computed in fp32.
-    Of equal scores the earlier row comes first.
+    Memory holds two blocks of vectors and one block's scores, in fp32; on GPUs the vectors stay if they fit. faiss's
+    memory map is ten times slower if the file is larger than memory.
 
     Args:
-        path: a file of which `stored_type` knows the type.
-        devices: torch's names; blocks go to them in turn.
+        path: a file whose `stored_type` is known.
+        devices: torch's names; they get the blocks in turn.
         keep: hold the vectors in memory.
-        rows: of the file that are searched; None: all.
-
-    Raises:
-        UsageError: an index of another type.
+        rows: rows of the file to search; None searches all.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        devices: Sequence[str] = ("cpu",),
-        keep: bool = False,
-        rows: range | None = None,
+        self, path: str | Path, devices: Sequence[str] = ("cpu",), keep: bool = False, rows: range | None = None
     ) -> None:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         dtype = stored_type(index)
@@ -63,39 +60,29 @@ class BlockIndex:
         self._path, self._dtype, self._devices = path, dtype, devices
         self._rows = range(self.ntotal) if rows is None else rows
         width = self.d * dtype.itemsize
-        # Both kinds of file end with the vectors.
+        # Both types of file end with the vectors.
         self._offset = os.path.getsize(path) - (self.ntotal - self._rows.start) * width
-        size = len(self._rows) * width
+        size = len(self._rows) * width / len(devices)
         self._kept: list[tuple[int, torch.Tensor]] = []
-        if keep or all(_gpu_takes(device, size / len(devices)) for device in devices):
+        if keep or all(d != "cpu" and size < GPU_SHARE * torch.cuda.mem_get_info(d)[0] for d in devices):
             self._kept = [(start, block.clone()) for start, block in self._read(MOST_ROWS)]
 
-    def search(self, queries: NDArray[np.float32], topk: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """As faiss's: inner products and row numbers of shape ``(queries, topk)``, best first.
+    def search(self, queries: NDArray[np.float32], topk: int) -> FoundArrays:
+        """Return inner products and row numbers, best first and of equal scores the earlier row first.
 
-        Row -1 stands where the index has fewer rows.
-
-        Args:
-            queries: shape ``(queries, dimension)``.
-            topk: rows a query.
+        As in faiss, row -1 stands where the index has fewer than ``topk`` rows.
         """
-        there = {device: torch.from_numpy(queries).to(device) for device in self._devices}
-        best = {device: nothing(len(queries), topk, device) for device in self._devices}
-        size = max(1, min(MOST_ROWS, MOST_SCORES // max(1, len(queries))))
+        asked, best = torch.from_numpy(queries), nothing(len(queries), topk)
         with torch.inference_mode():
-            for start, block in self._blocks(size):
-                device = str(block.device)
-                scores = there[device] @ block.float().T
+            for start, block in self._blocks(max(1, min(MOST_ROWS, MOST_SCORES // max(1, len(queries))))):
+                asked = asked.to(block.device)
+                scores = asked @ block.float().T
                 columns = best_columns(scores, topk)
                 found = scores.gather(1, columns), columns + self._rows.start + start
-                best[device] = merged(best[device], found, topk)
-            found = nothing(len(queries), topk)
-            for values, rows in best.values():
-                found = merged(found, (values.cpu(), rows.cpu()), topk)
-        return found[0].numpy(), found[1].numpy()
+                best = merged((best[0].to(block.device), best[1].to(block.device)), found, topk)
+        return best[0].cpu().numpy(), best[1].cpu().numpy()
 
     def _blocks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """First row and vectors of blocks of at most ``size`` rows, each on its device."""
         if not self._kept:
             yield from self._read(size)
         for start, block in self._kept:
@@ -103,12 +90,11 @@ class BlockIndex:
                 yield start + first, block[first : first + size]
 
     def _read(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Blocks from the file, of which the next is read while one is worked on."""
-        gpu = self._devices[0] != "cpu"
-        # Two buffers in turn: fresh ones would be cleared by the system each time.
-        buffers = [
-            torch.empty((min(size, len(self._rows)), self.d), dtype=self._dtype, pin_memory=gpu) for _ in range(2)
-        ]
+        """Yield the first row and the vectors of each block; while one is in use, a thread reads the next."""
+        on_gpu = self._devices[0] != "cpu"
+        # Two buffers in turn: the system would clear fresh ones each time.
+        shape = min(size, len(self._rows)), self.d
+        buffers = [torch.empty(shape, dtype=self._dtype, pin_memory=on_gpu) for _ in range(2)]
 
         def fill(number: int) -> torch.Tensor:
             block = buffers[number % 2][: len(self._rows) - number * size]
@@ -128,38 +114,65 @@ class BlockIndex:
 
 
 def best_columns(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Columns of each row's ``count`` highest scores, in any order; of equal scores the first columns.
-
-    Args:
-        scores: shape ``(rows, columns)``.
-        count: columns a row, or as many as there are.
-    """
+    """Return the columns of each row's ``count`` highest scores, in any order; of equal scores the first columns."""
     width = min(count, scores.shape[1])
     values, columns = scores.topk(min(width + 1, scores.shape[1]), dim=1)
     least, columns = values[:, width - 1 : width], columns[:, :width]
-    # topk takes any of the scores that equal the last one; where it had a choice, it is made again.
-    torn = (values[:, width:] == least).any(dim=1)
-    if torn.any():
-        scores, least = scores[torn], least[torn]
+    # Of several scores that equal the last one, topk takes any. Such rows are chosen again.
+    tied = (values[:, width:] == least).any(dim=1)
+    if tied.any():
+        scores, least = scores[tied], least[tied]
         above, equal = scores > least, scores == least
         chosen = above | (equal & (equal.cumsum(dim=1) <= width - above.sum(dim=1, keepdim=True)))
-        columns[torn] = chosen.nonzero()[:, 1].reshape(-1, width)
+        columns[tied] = chosen.nonzero()[:, 1].reshape(-1, width)
     return columns
 
 
-def nothing(queries: int, topk: int, device: str = "cpu") -> Found:
-    """What a search has found before it has seen a vector: row -1 in every place."""
-    shape = (queries, topk)
-    return torch.full(shape, torch.finfo(torch.float32).min, device=device), torch.full(shape, -1, device=device)
+def nothing(queries: int, topk: int) -> Found:
+    """Return what a search has found before it has seen a vector: row -1 in every place."""
+    return torch.full((queries, topk), torch.finfo(torch.float32).min), torch.full((queries, topk), -1)
 
 
 def merged(known: Found, new: Found, topk: int) -> Found:
-    """The best ``topk`` of both, best first, of equal scores the earlier row first."""
+    """Return the best ``topk`` of both, best first, of equal scores the earlier row first."""
     values, rows = (torch.cat(pair, dim=1) for pair in zip(known, new, strict=True))
     rows, order = rows.sort(dim=1)
     values, best = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return values[:, :topk], rows.gather(1, best[:, :topk])
 
 
-def _gpu_takes(device: str, size: float) -> bool:
-    return device != "cpu" and size < SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]
+class RangeSearch:
+    """A worker of a cluster that searches ranges of an index's rows, on its GPU if it is to."""
+
+    def __init__(self, path: str, queries: NDArray[np.float32], topk: int, on_gpu: bool) -> None:
+        self._path, self._queries, self._topk = path, queries, topk
+        self._devices = gpus() if on_gpu else ["cpu"]
+
+    def __call__(self, rows: range) -> FoundArrays:
+        """Search one range."""
+        return BlockIndex(self._path, self._devices, rows=rows).search(self._queries, self._topk)
+
+
+class ClusterIndex:
+    """An index file, readable under one path by all workers of a cluster, that they search in ranges of rows.
+
+    Args:
+        path: the index file.
+        start: starts the workers, given what makes one.
+        range_size: rows of a range.
+        on_gpu: search on the workers' GPUs.
+    """
+
+    def __init__(self, path: str, start: Callable[[MakeWorker], MapParts], range_size: int, on_gpu: bool) -> None:
+        whole = BlockIndex(path)
+        self.ntotal, self.d = whole.ntotal, whole.d
+        self._path, self._start, self._range_size, self._on_gpu = path, start, range_size, on_gpu
+
+    def search(self, queries: NDArray[np.float32], topk: int) -> FoundArrays:
+        """Search like `BlockIndex`, and merge what the ranges give as it comes."""
+        search_ranges = self._start(functools.partial(RangeSearch, self._path, queries, topk, self._on_gpu))
+        starts = range(0, self.ntotal, self._range_size)
+        best = nothing(len(queries), topk)
+        for _, (scores, rows) in search_ranges(range(s, min(s + self._range_size, self.ntotal)) for s in starts):
+            best = merged(best, (torch.from_numpy(scores), torch.from_numpy(rows)), topk)
+        return best[0].numpy(), best[1].numpy()

@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from utils.config import UsageError
-from utils.ray_engine import Run
-from utils.store.files import dump_line, locked
+from utils.store.files import locked
+from utils.store.jsonlines import dump_line
 from utils.store.manifest import digest
 
-MORE = "more"  # of a record with which others follow that were made together
+MORE = "more"  # marks a record of a group that goes on in the next line
+SYNC_SECONDS = 1.0  # between fsyncs: the most that a power cut costs
 
 
 class Records(Mapping[str, dict[str, Any]]):
-    """The whole records of a journal by key; memory holds their places, the records stay on the disk.
+    """The records of a journal by key; memory holds the keys and offsets, the records stay on disk.
 
-    A torn last line, whatever the byte, is no record; a damaged line further up is passed over, and told.
+    Each line is ``{"key": ..., **record}``. A last line without its end is dropped; a damaged line further up is
+    skipped, and that is said.
 
     Args:
         path: the file.
-        made_with: settings that the records depend on. If the file was made with others it holds nothing for us,
-            and that is said. None: the keys alone say what a record depends on.
-
-    Raises:
-        UsageError: answers that somebody may have paid for stand behind a damaged beginning.
+        made_with: the settings that the records depend on. A file made with others counts as empty, and that is said.
+            None: the keys tell all that a record depends on. A damaged first line is then refused, because the
+            answers below it may have cost money.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
         self.path = Path(path)
         self._lines = open(self.path, "rb")
-        self._places, self._size = _places(self.path, made_with)
+        self._offsets: dict[str, int] = {}
+        self._size = 0  # bytes up to the end of the last whole group
+        group: dict[str, int] = {}
+        offset = damaged = 0
+        for line in self._lines:
+            if not line.endswith(b"\n"):
+                break
+            row = _parse(line)
+            if offset == 0 and row.get("made_with") != digest(made_with):
+                if made_with is None:
+                    raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
+                print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
+                return
+            if isinstance(key := row.get("key"), str):
+                group[key] = offset
+            elif offset:
+                damaged += 1
+            offset += len(line)
+            if MORE not in row:
+                self._offsets |= group
+                self._size, group = offset, {}
+        if damaged:
+            print(f"{path}: {damaged} damaged lines skipped", file=sys.stderr)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        self._lines.seek(self._places[key])
+        self._lines.seek(self._offsets[key])
         row: dict[str, Any] = orjson.loads(self._lines.readline())
         del row["key"]
         row.pop(MORE, None)
         return row
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._places
-
     def __iter__(self) -> Iterator[str]:
-        with open(self.path, "rb") as lines:
-            start = 0
-            for line in lines:
-                key = _parse(line).get("key")
-                if isinstance(key, str) and self._places.get(key) == start:
-                    yield key
-                start += len(line)
+        return iter(self._offsets)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._offsets  # Mapping's own would read the record
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def close(self) -> None:
         """Close the file."""
@@ -72,37 +89,27 @@ class Records(Mapping[str, dict[str, Any]]):
 
 
 class Journal(Records):
-    """Append-only records of finished work, found again by key after a kill.
+    """Records that one run at a time appends to; a file made with other settings is begun anew."""
 
-    Each line is ``{"key": ..., **record}``. What is torn or damaged costs that record and no other, or, of a group
-    that `append_all` was writing, the whole group.
-
-    Args:
-        path: the file; made with its folder if missing.
-        made_with: as for `Records`; a file made with other settings is begun anew.
-        sync_every: seconds between fsyncs, the most a power cut can lose.
-
-    Raises:
-        UsageError: another run has the journal open (the kernel ends its claim with its process), or the file is
-            no journal.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], made_with: Any = None, sync_every: float = 1.0) -> None:
-        self._sync_every, self._synced = sync_every, time.monotonic()
-        self._file = locked(Path(path))
-        super().__init__(path, made_with)
-        self._file.truncate(self._size)
-        if self._size == 0:
-            self._write({"made_with": digest(made_with)})
+    def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(Path(path)))
+            self._file = stack.enter_context(open(path, "ab", buffering=0))
+            super().__init__(path, made_with)
+            self._synced = time.monotonic()
+            self._file.truncate(self._size)
+            if self._size == 0:
+                self._write({"made_with": digest(made_with)})
+            self._open = stack.pop_all()
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Keep one finished record."""
-        start = self._size
+        """Write one finished record."""
+        offset = self._size
         self._write({"key": key, **record})
-        self._places[key] = start
+        self._offsets[key] = offset
 
     def append_all(self, records: dict[str, dict[str, Any]]) -> None:
-        """Keep finished records together: after a kill all of them are found, or none."""
+        """Write a group of finished records: after a kill all of them are found, or none."""
         last = next(reversed(records), None)
         for key, record in records.items():
             self.append(key, record if key == last else record | {MORE: True})
@@ -114,11 +121,11 @@ class Journal(Records):
             while written < len(line):
                 written += self._file.write(line[written:])
         except OSError:
-            # A full disk takes half a line. Without it, what is appended later stays readable.
+            # A full disk may take half a line; without that half, later records stay readable.
             self._file.truncate(self._size)
             raise
         self._size += written
-        if time.monotonic() - self._synced >= self._sync_every:
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
@@ -127,44 +134,16 @@ class Journal(Records):
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Sync and close the file."""
+        """Sync and close the file, and let other runs have it."""
         if not self._file.closed:
             self.sync()
-            self._file.close()
+            self._open.close()
         super().close()
 
     def delete(self) -> None:
-        """Remove the journal once its records stand in a finished output."""
+        """Remove the journal once its records are in a finished output."""
         self.path.unlink(missing_ok=True)
         self.close()
-
-
-def _places(path: Path, made_with: Any) -> tuple[dict[str, int], int]:
-    """Offsets of the whole records and groups by key, and the offset up to which they reach (0: begin anew)."""
-    places, group = dict[str, int](), dict[str, int]()
-    size, whole, damaged = 0, 0, 0
-    with open(path, "rb") as handle:
-        for line in handle:
-            if not line.endswith(b"\n"):
-                break
-            row = _parse(line)
-            if size == 0 and row.get("made_with") != digest(made_with):
-                if made_with is None:
-                    raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
-                print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
-                return {}, 0
-            key = row.get("key")
-            if isinstance(key, str):
-                group[key] = size
-            elif size:
-                damaged += 1
-            size += len(line)
-            if MORE not in row:
-                places |= group
-                group, whole = {}, size
-    if damaged:
-        print(f"{path}: {damaged} damaged lines passed over", file=sys.stderr)
-    return places, whole
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -176,7 +155,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def in_chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    """Consecutive slices of at most ``size``."""
+    """Yield consecutive slices of at most ``size`` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
@@ -186,20 +165,20 @@ def resume(
     items: list[Any],
     key: Callable[[Any], str],
     chunk: int,
-    work: Run,
+    work: Callable[[Iterable[list[Any]]], Iterator[tuple[int, list[dict[str, Any]]]]],
     desc: str,
 ) -> None:
-    """Do ``work`` on the items that the journal does not hold yet, a chunk at a time, with a bar.
+    """Do ``work`` on the items that are not in the journal yet, a chunk at a time, with a progress bar.
 
-    A chunk is kept whole or not at all, so that a resumed run forms the same chunks: what a model says of an item
-    depends, in its last digits, on the others in its batch.
+    A chunk is kept whole or not at all, so that a resumed run forms the same chunks: the last digits of what a model
+    says of an item depend on the other items in its batch.
 
     Args:
-        journal: receives one record an item.
+        journal: receives one record per item.
         items: all items, done or not.
-        key: the journal key of an item.
-        chunk: items a chunk; at most the chunks in work are done again after a kill.
-        work: chunks -> for each one record an item.
+        key: gives the journal key of an item.
+        chunk: items per chunk.
+        work: takes chunks; yields the number of each chunk and its records, in any order.
         desc: text of the progress bar.
     """
     from tqdm import tqdm

@@ -1,85 +1,90 @@
-"""Rows of a JSON-lines file by key, left on disk."""
+"""Rows of a JSON-lines file by key, and the texts of passages by id; the rows stay on disk."""
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from utils.config import UsageError
-from utils.store.files import read_with_offsets
+from utils.store.jsonlines import BOM, parse_row, read_with_offsets
+from utils.store.rows import Passage
 
 
 class LineIndex:
-    """Rows of a JSON-lines file by key; memory holds the key and three integers a row, the rows stay on disk.
+    """Rows of a JSON-lines file by key; memory holds the key and three integers per row.
 
     Args:
         path: the file.
-        key: gives a row's key; a KeyError is told as a missing field.
-        made_by: the command that makes the file, told when it is missing.
-        seen: gets every row as it is read the first time.
-
-    Raises:
-        UsageError: as `utils.store.files.read_jsonl`, and for a key that stands twice or a file without rows.
+        key: gives a row's key, which no other row may have.
+        made_by: the command that makes the file, named when it is missing or empty.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        key: Callable[[dict[str, Any]], str],
-        made_by: str = "",
-        seen: Callable[[dict[str, Any]], object] | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], key: Callable[[dict[str, Any]], str], made_by: str = "") -> None:
         self.path = path
-        self._places: dict[str, int] = {}
-        self._numbers, self._starts, self._sizes = array("Q"), array("Q"), array("Q")
-        add_place, add_number = self._places.setdefault, self._numbers.append
-        add_start, add_size = self._starts.append, self._sizes.append
-        for number, start, size, row in read_with_offsets(path, made_by):
+        self._positions: dict[str, int] = {}
+        self._numbers, self._offsets, self._sizes = array("Q"), array("Q"), array("Q")
+        for number, offset, size, row in read_with_offsets(path, made_by):
             try:
                 name = key(row)
             except KeyError as error:
                 raise UsageError(f"{path}:{number}: field {error} is missing") from None
             if not isinstance(name, str):
                 raise UsageError(f"{path}:{number}: a text is expected that names the line, not {name!r:.80}")
-            place = len(self._places)
-            if (first := add_place(name, place)) != place:
-                raise UsageError(f"{path}:{number}: {name[:80]!r} stands on line {self._numbers[first]} too")
-            add_number(number)
-            add_start(start)
-            add_size(size)
-            if seen:
-                seen(row)
-        if not self._places:
+            position = len(self._positions)
+            if (first := self._positions.setdefault(name, position)) != position:
+                raise UsageError(f"{path}:{number}: {name[:80]!r} is on line {self._numbers[first]} too")
+            self._numbers.append(number)
+            self._offsets.append(offset)
+            self._sizes.append(size)
+        if not self._positions:
             raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
         self._file = open(path, "rb", buffering=0)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._positions
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._positions)
 
     def __getitem__(self, key: str) -> tuple[str, dict[str, Any]]:
-        """``("path:line", row)`` of a key; KeyError if there is none."""
-        place = self._places[key]
-        return self.where(place), self.read(place)
+        """Return ``("path:line", row)`` of a key."""
+        position = self._positions[key]
+        # pread moves no shared file position, so threads and forked processes can read at the same time.
+        line = os.pread(self._file.fileno(), self._sizes[position], self._offsets[position])
+        return f"{self.path}:{self._numbers[position]}", orjson.loads(line.removeprefix(BOM))
 
-    def places(self, keys: Iterable[str]) -> list[int]:
-        """How many rows stand before each key's; KeyError if there is none."""
-        return list(map(self._places.__getitem__, keys))
 
-    def read(self, place: int) -> dict[str, Any]:
-        """The row at a place."""
-        line = os.pread(self._file.fileno(), self._sizes[place], self._starts[place])
-        return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+def passages_path(docs: str | os.PathLike[str]) -> Path:
+    """Return the file of the texts beside a candidates file: ``train_docs_20000.passages.jsonl``, a FlashRAG corpus."""
+    return Path(docs).with_suffix(".passages.jsonl")
 
-    def where(self, place: int) -> str:
-        """``path:line`` of a place."""
-        return f"{self.path}:{self._numbers[place]}"
+
+class PassageTexts:
+    """Passage texts by id, read from a file of JSON lines ``{id, contents}`` when they are asked for."""
+
+    def __init__(self, path: str | os.PathLike[str], made_by: str = "") -> None:
+        made_by = made_by or "python dataset_generation.py --dataset NAME --phase get_docs"
+        self._rows = LineIndex(path, lambda row: str(row["id"]), made_by)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __getitem__(self, passage_id: str) -> str:
+        """Return the passage's ``contents``."""
+        try:
+            where, raw = self._rows[passage_id]
+        except KeyError:
+            path = self._rows.path
+            raise UsageError(f"{path} has no passage with id {passage_id!r}; make it again with get_docs") from None
+        return parse_row(raw, Passage, where).contents

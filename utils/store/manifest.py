@@ -17,23 +17,23 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from utils.config import SECRETS, UsageError
-from utils.store.files import atomic, lock_path, locked
+from utils.store.files import atomic, locked
 from utils.store.provenance import command_line, commit, machine, versions
 
-UNFINISHED = "unfinished"  # the only key of a manifest whose output is being made: by which command
+UNFINISHED = "unfinished"  # the only key of a manifest whose output is not finished: the command that makes it
 WHOLE_FILE_LIMIT = 1 << 30
 
 
 def digest(value: Any) -> str:
-    """A short hash of any JSON value, independent of the order of keys."""
+    """Return a short hash of any JSON value, independent of the order of keys."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """A hash of a file or folder, or the name itself if neither exists (a hub id).
+    """Return a hash of a file or folder, or ``name:PATH`` if there is none (a hub id).
 
-    Files up to 1 GiB are hashed whole; larger ones by size and 64 blocks of 1 MiB spread evenly,
-    because reading a 65 GB index takes minutes. Folders hash their files' names and contents.
+    A file above 1 GiB is hashed by its size and 64 blocks of 1 MiB spread evenly over it, because reading an index of
+    65 GB takes minutes. A folder is hashed by the names and contents of its files.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,20 +47,19 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _file_hash(path: Path, size: int, mtime: int) -> str:
-    seen = hashlib.sha256()
     with open(path, "rb") as handle:
         if size <= WHOLE_FILE_LIMIT:
-            while block := handle.read(1 << 20):
-                seen.update(block)
-        else:
-            seen.update(str(size).encode())
-            for i in range(64):
-                handle.seek((size - (1 << 20)) * i // 63)
-                seen.update(handle.read(1 << 20))
-    return seen.hexdigest()
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+        seen = hashlib.sha256(str(size).encode())
+        for i in range(64):
+            handle.seek((size - (1 << 20)) * i // 63)
+            seen.update(handle.read(1 << 20))
+        return seen.hexdigest()
 
 
 class _Manifest(BaseModel):
+    """A manifest as it is read; the fields with defaults are for readers only."""
+
     key: str
     rows: int
     command: str
@@ -68,7 +67,6 @@ class _Manifest(BaseModel):
     inputs: dict[str, str]
     output_sha256: str
     beside: dict[str, str] = {}
-    # For readers only; nothing is decided by them.
     output: str = ""
     dropped: dict[str, int] = {}
     facts: dict[str, Any] = {}
@@ -85,13 +83,9 @@ class Phase:
         output: the file or folder that the command makes.
         inputs: files, folders or hub ids that it is made from.
         settings: every setting that changes it; none of them secret.
-        scratch: files and folders of the work on it, each locked while work goes on (a folder by ``FOLDER.lock``);
-            what a kill has left of them is removed once the output is found finished.
+        scratch: files and folders that the work on it locks (see `utils.store.files.locked`) and removes in the end;
+            those that a kill has left are removed once the output is found finished.
         folder: whether the output is a folder.
-
-    Raises:
-        UsageError: an input is not what its manifest says, two inputs come from different versions of one file, or
-            something stands where the output is to lie that it cannot replace.
     """
 
     def __init__(
@@ -103,24 +97,20 @@ class Phase:
         folder: bool = False,
     ) -> None:
         self.output = Path(output)
-        check_place(self.output, folder)
+        _check_place(self.output, folder)
+        self.manifest = manifest_path(self.output)
         self._scratch = tuple(scratch)
-        self.settings = {k: v for k, v in settings.items() if k not in SECRETS}
+        self.settings = {name: value for name, value in settings.items() if name not in SECRETS}
         self.inputs = {str(path): fingerprint(path) for path in inputs}
         self.key = digest([self.inputs, self.settings])
         self._started = datetime.now(UTC)
-        check_inputs(self.inputs)
-
-    @property
-    def manifest(self) -> Path:
-        """Path of the manifest."""
-        return manifest_path(self.output)
+        _check_inputs(self.inputs)
 
     def is_done(self, overwrite: bool) -> bool:
-        """True, and said, if the output stands and was made from the same inputs and settings.
+        """Return whether the output was made from the same inputs and settings, and print what was found.
 
         Raises:
-            UsageError: it was made so, and changed afterwards by hand.
+            UsageError: the output was changed after it was made.
         """
         if overwrite or not self.output.exists() or not self.manifest.exists():
             return False
@@ -128,46 +118,41 @@ class Phase:
         if UNFINISHED in done:
             return False
         if done["key"] != self.key:
-            changed = [k for k in self.settings if done["settings"].get(k) != self.settings[k]]
-            changed += [p for p in self.inputs if done["inputs"].get(p) != self.inputs[p]]
-            print(
-                f"{self.output} was made with other {', '.join(changed) or 'settings'}; making it again",
-                file=sys.stderr,
-            )
+            changed = [name for name in self.settings if done["settings"].get(name) != self.settings[name]]
+            changed += [path for path in self.inputs if done["inputs"].get(path) != self.inputs[path]]
+            others = ", ".join(changed) or "settings"
+            print(f"{self.output} was made with other {others}; making it again", file=sys.stderr)
             return False
         if fingerprint(self.output) != done["output_sha256"]:
             raise UsageError(
                 f"{self.output} has changed since it was made; --overwrite makes it again (to keep it as it is, remove "
                 f"{self.manifest} and move it)"
             )
-        self._sweep()
+        for path in filter(Path.exists, self._scratch):
+            # The lock is taken where a run with --overwrite is at work.
+            with contextlib.suppress(UsageError), locked(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         print(f"{self.output} is finished ({done['rows']} rows); --overwrite makes it again")
         return True
 
-    def _sweep(self) -> None:
-        for path in filter(Path.exists, self._scratch):
-            # A run with --overwrite may be at work on it.
-            with contextlib.suppress(UsageError), locked(lock_path(path) if path.is_dir() else path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
     def claim(self) -> None:
-        """Note before the output is written that it is this project's, for phases that spare other people's files."""
+        """Note before the output is written that this project makes it, for phases that spare other people's files."""
         with atomic(self.manifest) as handle:
             handle.write(orjson.dumps({UNFINISHED: command_line()}))
 
     def finish(
         self, rows: int, dropped: Mapping[str, int] | None = None, beside: Iterable[Path] = (), **facts: Any
     ) -> None:
-        """Write the manifest and say in one line what was made and what was dropped.
+        """Write the manifest and print one line of what was made and what was dropped.
 
         Args:
             rows: in the output.
-            dropped: how many rows are not, by reason.
+            dropped: how many rows are not, by fault.
             beside: files that belong to the output and are checked with it.
             facts: whatever else a reader should know.
         """
-        seconds = (datetime.now(UTC) - self._started).total_seconds()
-        dropped = {reason: n for reason, n in (dropped or {}).items() if n}
+        seconds = round((datetime.now(UTC) - self._started).total_seconds(), 1)
+        dropped = {fault: count for fault, count in (dropped or {}).items() if count}
         record = {
             "output": str(self.output),
             "key": self.key,
@@ -180,28 +165,24 @@ class Phase:
             "output_sha256": fingerprint(self.output),
             "beside": {path.name: fingerprint(path) for path in beside},
             "started": self._started.isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
+            "seconds": seconds,
             "versions": versions(),
             "commit": commit(),
             "machine": machine(),
         }
         with atomic(self.manifest) as handle:
             handle.write(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
-        lost = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
-        print(f"{self.output}: {rows} rows in {record['seconds']} s; dropped: {lost}")
+        lost = ", ".join(f"{count} {fault}" for fault, count in dropped.items()) or "none"
+        print(f"{self.output}: {rows} rows in {seconds} s; dropped: {lost}")
 
 
 def manifest_path(output: Path) -> Path:
-    """``OUTPUT.manifest.json``."""
+    """Return ``OUTPUT.manifest.json``."""
     return output.with_name(f"{output.name}.manifest.json")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest as `Phase.finish` or `Phase.claim` writes it.
-
-    Raises:
-        UsageError: the file holds something else.
-    """
+    """Read a manifest as `Phase.finish` or `Phase.claim` writes it."""
     content = path.read_bytes()
     try:
         found = orjson.loads(content)
@@ -212,43 +193,30 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged; remove it, and make again what it belongs to") from None
 
 
-def check_place(output: Path, folder: bool) -> None:
-    """Refuse, before the work, a path that what is made could not be given in the end.
-
-    Raises:
-        UsageError: a folder stands where a file is to be made, or the other way round, or a file where a folder
-            above it would be.
-    """
+def _check_place(output: Path, folder: bool) -> None:
+    """Refuse, before the work, a path where the output could not be put: a folder for a file, or the other way."""
     for path, wanted in ((output, folder), *((parent, True) for parent in output.parents)):
         if path.exists() and path.is_dir() != wanted:
             found, expected = ("a file", "a folder") if wanted else ("a folder", "a file")
             raise UsageError(f"{path} is {found}, but {expected} is to be made there; choose another path for {output}")
 
 
-def check_inputs(inputs: Mapping[str, str]) -> None:
-    """Hold files that this project made against the manifests that lie beside them.
-
-    Args:
-        inputs: path -> fingerprint.
-
-    Raises:
-        UsageError: a file was changed after it was made, or two were made from different versions of one file.
-            The message names the command that makes it again.
-    """
+def _check_inputs(inputs: Mapping[str, str]) -> None:
+    """Refuse inputs (path -> fingerprint) that the manifests beside them contradict."""
     origins = dict(inputs)
     for name, found in inputs.items():
         path = Path(name)
-        if not manifest_path(path).exists():
+        manifest = manifest_path(path)
+        if not manifest.exists():
             continue
-        made = read_manifest(manifest_path(path))
+        made = read_manifest(manifest)
         if UNFINISHED in made:
             raise UsageError(f"the making of {path} was interrupted; run: {made[UNFINISHED]}")
-        parts = {path: found} | {path.with_name(other): None for other in made["beside"]}
-        for part, known in parts.items():
-            promised = made["output_sha256"] if part == path else made["beside"][part.name]
-            if (known or fingerprint(part)) != promised:
+        promised = {path.with_name(other): value for other, value in made["beside"].items()}
+        for part, value in {path: made["output_sha256"], **promised}.items():
+            if (found if part == path else fingerprint(part)) != value:
                 raise UsageError(
-                    f"{part} is not what {manifest_path(path)} says was made: it was changed since, or its making was "
+                    f"{part} is not what {manifest} says was made: it was changed since, or its making was "
                     f"interrupted. Make it again by {made['command']} --overwrite, or remove the manifest to use it as "
                     "it is"
                 )

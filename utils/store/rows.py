@@ -1,14 +1,14 @@
-"""The rows that stand between phases, checked where they enter."""
+"""The rows that are written between phases, checked where they are read."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 
 def _text(value: Any) -> Any:
-    """Numbers as they are written: answers such as 1969 and 3.5 often come without quotes."""
+    # Answers such as 1969 and 3.5 often come without quotes.
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
@@ -33,14 +33,8 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="ignore")
     id: Name
     question: Text
-    golden_answers: Answers
+    golden_answers: Annotated[Answers, Field(min_length=1)]
     metadata: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _has_answer(self) -> Self:
-        if not self.golden_answers:
-            raise ValueError("golden_answers is empty")
-        return self
 
 
 class Rationale(Question):

@@ -2,26 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.store.files import atomic
 from utils.tables.experiment import label
-from utils.tables.plan import Run
+from utils.tables.plan import Plan
 from utils.tables.results import LEVEL, Cell, FilledTable
+
+CSV_COLUMNS = (
+    "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n",
+    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "paper_value", "run",
+)  # fmt: skip
+TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    **{c: f"\\{c}" for c in "%&_#${}"},
+}  # fmt: skip
+
+
+def write_tables(tables: Sequence[FilledTable], plan: Plan, folder: Path) -> str:
+    """Write each table as Markdown, LaTeX and CSV, all of them as one Markdown file, and return their Markdown."""
+    for table in tables:
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows([CSV_COLUMNS, *csv_rows(table, plan)])
+        for suffix, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", lines.getvalue())):
+            with atomic(folder / f"{table.name}.{suffix}") as handle:
+                handle.write(text.encode())
+    together = "\n".join(map(markdown, tables))
+    if len(tables) == len(plan.experiment.tables):
+        with atomic(folder / "all.md") as handle:
+            handle.write(together.encode())
+    return together
 
 
 def markdown(table: FilledTable) -> str:
-    """The table for a README: ``.123 [.1, .2]``, an asterisk where a difference to the baseline is significant."""
-    header = [*table.label_names, *column_heads(table)]
-    lines = [f"**{title(table)}**", "", _line(header), "|---" * len(header) + "|"]
-    for row in table.rows:
-        lines.append(_line([*row.labels, *(_shown(cell) for cell in row.cells)]))
+    """Return a table for a README: ``.123 [.1, .2]``, an asterisk where it differs from the baseline."""
+    title, heads = headings(table)
+    lines = [f"**{title}**", "", _line([*table.label_names, *heads])]
+    lines.append("|---" * (len(table.label_names) + len(heads)) + "|")
+    lines += [_line([*row.labels, *map(_markdown_cell, row.cells)]) for row in table.rows]
     return "\n".join([*lines, "", note(table)]) + "\n"
 
 
+def latex(table: FilledTable) -> str:
+    """Return a table with booktabs; numbers in percent."""
+    title, heads = headings(table)
+    rows = [[*map(_tex, row.labels), *map(_tex_cell, row.cells)] for row in table.rows]
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_tex(title)}. {_tex(note(table))}}}",
+        rf"\begin{{tabular}}{{{'l' * len(table.label_names)}{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(map(_tex, [*table.label_names, *heads])) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def csv_rows(table: FilledTable, plan: Plan) -> list[list[Any]]:
+    """Return everything known of each cell, in the order of `CSV_COLUMNS`."""
+    rows: list[list[Any]] = []
+    for cell in table.cells:
+        run, found, gap = cell.run, cell.found, cell.difference
+        rows.append(
+            [
+                table.name, run.task, run.generator, run.reranker, cell.condition, cell.metric,
+                *((found.mean, found.low, found.high, found.n) if found else [None] * 4),
+                *((table.baseline, gap.mean, gap.low, gap.high) if gap else [None] * 4),
+                cell.p_raw, cell.p, cell.paper_value or None, plan.folder(run),
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def headings(table: FilledTable) -> tuple[str, list[str]]:
+    """Return the caption and the columns' heads, with n in the caption where all columns of each task share it."""
+    heads = [f"{task} {metric}" if len({t for t, _ in table.columns}) > 1 else metric for task, metric in table.columns]
+    counts = [{cell.found.n for row in table.rows if (cell := row.cells[i]).found} for i in range(len(heads))]
+    by_task: dict[str, set[int]] = {}
+    for (task, _), found in zip(table.columns, counts, strict=True):
+        by_task.setdefault(task, set()).update(found)
+    if any(len(found) > 1 for found in by_task.values()):  # MMLU's categories have questions of their own
+        told = [f", n = {'/'.join(map(str, sorted(found)))}" if found else "" for found in counts]
+        return table.caption, [head + n for head, n in zip(heads, told, strict=True)]
+    known = {task: found.pop() for task, found in by_task.items() if found}
+    told = [f"n = {n}" if len(known) == 1 else f"{task}: n = {n}" for task, n in known.items()]
+    return f"{table.caption} ({', '.join(told)})" if told else table.caption, heads
+
+
 def note(table: FilledTable) -> str:
-    """What the numbers are, under a table."""
+    """Say below a table what its numbers are."""
     text = "Mean and 95 % bootstrap interval over questions."
     if any(cell.p is not None for cell in table.cells):
         text += (
@@ -31,115 +108,35 @@ def note(table: FilledTable) -> str:
     return text
 
 
-def latex(table: FilledTable) -> str:
-    """The table with booktabs; numbers in percent."""
-    heads = [*table.label_names, *column_heads(table)]
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{_tex(title(table))}. {_tex(note(table))}}}",
-        rf"\begin{{tabular}}{{{'l' * len(table.label_names)}{'r' * len(table.columns)}}}",
-        r"\toprule",
-        " & ".join(map(_tex, heads)) + r" \\",
-        r"\midrule",
-    ]
-    for row in table.rows:
-        cells = [_tex_cell(cell) for cell in row.cells]
-        lines.append(" & ".join([*map(_tex, row.labels), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+def decimals(value: float) -> str:
+    """Return ``.123``, the leading zero left out."""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
-CSV_COLUMNS = (
-    "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n",
-    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "expected", "run",
-)  # fmt: skip
-
-
-def csv_rows(table: FilledTable, folder: Callable[[Run], Path]) -> list[list[Any]]:
-    """Everything known of each cell, a row a cell, in the order of `CSV_COLUMNS`."""
-    rows = []
-    for cell in table.cells:
-        run, found, gap = cell.run, cell.found, cell.difference
-        rows.append(
-            [
-                table.name, run.task, run.generator, run.reranker, cell.condition, cell.metric,
-                *((found.mean, found.low, found.high, found.n) if found else (None,) * 4),
-                table.baseline if gap else None,
-                *((gap.mean, gap.low, gap.high) if gap else (None,) * 3),
-                cell.p_raw, cell.p, cell.expected or None, folder(run),
-            ]
-        )  # fmt: skip
-    return rows
-
-
-def column_heads(table: FilledTable) -> list[str]:
-    """The metrics, with what `title` does not say once for all: the task if there are several, n if it differs."""
-    tasks = {task for task, _ in table.columns}
-    counts = _counts(table)
-    heads = [f"{task} {metric}" if len(tasks) > 1 else metric for task, metric in table.columns]
-    if _one_count_a_task(table):
-        return heads
-    return [f"{head}, n = {'/'.join(map(str, n))}" if n else head for head, n in zip(heads, counts, strict=True)]
-
-
-def title(table: FilledTable) -> str:
-    """The caption, and each task's number of questions if all columns of the task have the same."""
-    if not _one_count_a_task(table):
-        return table.caption
-    counts = {task: n[0] for (task, _), n in zip(table.columns, _counts(table), strict=True) if n}
-    if len(counts) == 1:
-        return f"{table.caption} (n = {next(iter(counts.values()))})"
-    return (
-        f"{table.caption} ({', '.join(f'{task}: n = {n}' for task, n in counts.items())})" if counts else table.caption
-    )
-
-
-def _counts(table: FilledTable) -> list[list[int]]:
-    """The numbers of questions that occur in each column."""
-    columns = range(len(table.columns))
-    return [sorted({found.n for row in table.rows if (found := row.cells[i].found)}) for i in columns]
-
-
-def _one_count_a_task(table: FilledTable) -> bool:
-    found: dict[str, set[int]] = {}
-    for (task, _), counts in zip(table.columns, _counts(table), strict=True):
-        found.setdefault(task, set()).update(counts)
-    return all(len(counts) < 2 for counts in found.values())
+def shown(
+    cell: Cell, number: Callable[[float], str] = decimals, star: str = "*", nothing: str = "-"
+) -> tuple[str, str]:
+    """Return a cell's mean and its interval as text; no interval where there is none."""
+    if cell.found is None:
+        return nothing, ""
+    low, high = cell.found.low, cell.found.high
+    interval = "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
+    return number(cell.found.mean) + (star if cell.significant else ""), interval
 
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
-def _shown(cell: Cell) -> str:
-    shown = "-"
-    if cell.found is not None:
-        shown = decimals(cell.found.mean) + ("*" if cell.significant else "")
-        if cell.found.low is not None and cell.found.high is not None:
-            shown += f" [{decimals(cell.found.low)}, {decimals(cell.found.high)}]"
-    return f"{shown}; published: {cell.expected}" if cell.expected else shown
-
-
-def decimals(value: float) -> str:
-    """``.123``, the leading zero left out."""
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+def _markdown_cell(cell: Cell) -> str:
+    mean, interval = shown(cell)
+    return f"{mean}{interval and ' ' + interval}" + (f"; paper: {cell.paper_value}" if cell.paper_value else "")
 
 
 def _tex_cell(cell: Cell) -> str:
-    shown = "--"
-    if cell.found is not None:
-        mean, low, high = (
-            None if x is None else f"{100 * x:.1f}" for x in (cell.found.mean, cell.found.low, cell.found.high)
-        )
-        shown = f"{mean}{'$^*$' if cell.significant else ''}"
-        if low is not None and high is not None:
-            shown += f" {{\\scriptsize [{low}, {high}]}}"
-    return f"{shown} {{\\scriptsize published: {_tex(cell.expected)}}}" if cell.expected else shown
-
-
-TEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    **{c: f"\\{c}" for c in "%&_#${}"},
-}  # fmt: skip
+    mean, interval = shown(cell, lambda value: f"{100 * value:.1f}", "$^*$", "--")
+    small = [interval, f"paper: {_tex(cell.paper_value)}" if cell.paper_value else ""]
+    return mean + "".join(rf" {{\scriptsize {text}}}" for text in small if text)
 
 
 def _tex(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Published values beside our own, and whether they agree.
+"""The paper's values beside our own, and whether they agree.
 
-A YAML file (``experiments/published/paper.yaml``) holds them, each with its source:
+A YAML file (``experiments/paper_values.yaml``) holds them, each with its source:
 
     tolerance: 1.0                # percentage points, where a value gives none of its own
     values:
@@ -8,25 +8,23 @@ A YAML file (``experiments/published/paper.yaml``) holds them, each with its sou
          value: 43.2, source: "the paper, Table 2"}
 
 ``value`` is in percent; with ``relative_to: base`` it is the relative gain over that condition, in percent.
-A value whose source does not say all of the names is kept with a ``remark`` and compared with nothing.
+A value whose source leaves out a name is kept with a ``remark`` and not compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import FiniteFloat
 
-from utils.config import UsageError, read_yaml
-from utils.tables.experiment import check_condition
-from utils.tables.results import Cell, FilledTable, Results
+from utils.config import UsageError
+from utils.tables.experiment import EXPERIMENTS, Strict, Table, condition_faults, read_model
+from utils.tables.results import FilledTable, Results
 
 
-class Expected(BaseModel):
-    """One published value."""
+class PaperValue(Strict):
+    """One value of the paper."""
 
-    model_config = ConfigDict(extra="forbid")
     task: str | None = None
     generator: str | None = None
     reranker: str | None = None
@@ -39,93 +37,73 @@ class Expected(BaseModel):
     remark: str = ""
 
 
-class ExpectedFile(BaseModel):
-    """The file."""
+class PaperValues(Strict):
+    """The whole file."""
 
-    model_config = ConfigDict(extra="forbid")
     tolerance: FiniteFloat
-    values: list[Expected]
+    values: list[PaperValue]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A published value beside what was measured; ``measured`` is None where nothing was."""
-
-    expected: Expected
-    measured: float | None
-    tolerance: float
-
-    @property
-    def agrees(self) -> bool:
-        """Measured, and within the tolerance."""
-        return self.measured is not None and abs(self.measured - self.expected.value) <= self.tolerance
-
-    def __str__(self) -> str:
-        e = self.expected
-        what = f"{e.task} {e.generator} {e.reranker} {e.condition} {e.metric}"
-        what += f", gain over {e.relative_to} in percent" if e.relative_to else ", percent"
-        measured = "nothing" if self.measured is None else f"{self.measured:.2f}"
-        verdict = "agrees" if self.agrees else "MISS"
-        return (
-            f"{verdict}: {what}: {e.value:g} published ({e.source}), {measured} measured, tolerance {self.tolerance:g}"
-        )
+def fill_tables(results: Results, tables: Mapping[str, Table]) -> list[FilledTable]:
+    """Fill tables, with the paper's values in their cells if the experiment names a file of them."""
+    filled = [results.fill(name, table) for name, table in tables.items()]
+    if file := results.plan.experiment.paper_values:
+        values = read_model(EXPERIMENTS / file, PaperValues).values
+        for row in (row for table in filled for row in table.rows):
+            for cell in row.cells:
+                key = (cell.run.task, row.generator, row.reranker, cell.condition, cell.metric)
+                cell.paper_value = "; ".join(
+                    f"{v.value:g}{f' % over {v.relative_to}' if v.relative_to else ''} ({v.source})"
+                    for v in values
+                    if (v.task, v.generator, v.reranker, v.condition, v.metric) == key
+                )
+    return filled
 
 
-def read_expected(path: Path) -> ExpectedFile:
-    """Read the published values.
-
-    Raises:
-        UsageError: missing file, or a value without a source, or with a field that is not known.
-    """
-    try:
-        return ExpectedFile.model_validate(read_yaml(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{path}: '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
-
-
-def beside(table: FilledTable, file: ExpectedFile) -> FilledTable:
-    """The table with the published values in its cells."""
-    shown: dict[tuple[str | None, ...], list[str]] = {}
+def compare(results: Results) -> tuple[list[str], bool]:
+    """Compare the paper's values with the runs; return a line for each, and whether all that have a run agree."""
+    path = results.plan.experiment.paper_values
+    if path is None:
+        raise UsageError("--check: the experiment names no file of the paper's values ('paper_values')")
+    file, lines, agreed, compared = read_model(EXPERIMENTS / path, PaperValues), [], 0, 0
     for value in file.values:
-        gain = f" % over {value.relative_to}" if value.relative_to else ""
-        key = (value.task, value.generator, value.reranker, value.condition, value.metric)
-        shown.setdefault(key, []).append(f"{value.value:g}{gain} ({value.source})")
-
-    def cell(found: Cell, generator: str, reranker: str) -> Cell:
-        key = (found.run.task, generator, reranker, found.condition, found.metric)
-        return replace(found, expected="; ".join(shown.get(key, [])))
-
-    rows = [replace(row, cells=[cell(found, row.generator, row.reranker) for found in row.cells]) for row in table.rows]
-    return replace(table, rows=rows)
-
-
-def compare(file: ExpectedFile, results: Results) -> tuple[list[Comparison], list[Expected]]:
-    """Each placed value beside the measured one, and the values that have no place.
-
-    Args:
-        file: the published values.
-        results: of the experiment.
-
-    Raises:
-        UsageError: a value names a part that the experiment has not.
-    """
-    parts = results.plan.experiment
-    found, unplaced = [], []
-    for value in file.values:
-        if value.task is None or value.generator is None or value.reranker is None:
-            unplaced.append(value)
+        if None in (value.task, value.generator, value.reranker):
+            lines.append(f"not compared: {value.metric} {value.value:g} ({value.source}): {value.remark}")
             continue
-        for field, name in (("tasks", value.task), ("generators", value.generator), ("rerankers", value.reranker)):
-            if name not in getattr(parts, field):
-                raise UsageError(f"published value {value.value:g} ({value.source}): '{name}' is not under '{field}'")
-        for condition in filter(None, (value.condition, value.relative_to)):
-            check_condition(condition, f"published value {value.value:g} ({value.source})")
-        place = (value.task, value.generator, value.reranker)
-        measured = results.mean(results.plan.run(*place, value.condition), value.metric)
-        if value.relative_to is not None and measured is not None:
-            base = results.mean(results.plan.run(*place, value.relative_to), value.metric)
-            measured = measured / base - 1 if base else None
+        measured, compared = _measured(value, results), compared + 1
         tolerance = file.tolerance if value.tolerance is None else value.tolerance
-        found.append(Comparison(value, None if measured is None else 100 * measured, tolerance))
-    return found, unplaced
+        agrees = measured is not None and abs(measured - value.value) <= tolerance
+        agreed += agrees
+        names = f"{value.task} {value.generator} {value.reranker} {value.condition} {value.metric}"
+        unit = f"gain over {value.relative_to} in percent" if value.relative_to else "percent"
+        found = "nothing" if measured is None else f"{measured:.2f}"
+        lines.append(
+            f"{'agrees' if agrees else 'MISS'}: {names}, {unit}: {value.value:g} in the paper ({value.source}), "
+            f"{found} measured, tolerance {tolerance:g}"
+        )
+    skipped = len(file.values) - compared
+    lines.append(f"{agreed} of {compared} paper values agree, {skipped} are not compared")
+    return lines, compared > 0 and agreed == compared
+
+
+def _measured(value: PaperValue, results: Results) -> float | None:
+    """Return our own number in the value's unit; None if its runs are not made."""
+    parts = {"tasks": value.task, "generators": value.generator, "rerankers": value.reranker}
+    what = f"paper value {value.value:g} ({value.source})"
+    for field, name in parts.items():
+        if name not in getattr(results.plan.experiment, field):
+            raise UsageError(f"{what}: '{name}' is not under '{field}'")
+    conditions = [value.condition, *([value.relative_to] if value.relative_to else [])]
+    for fault in condition_faults(conditions):
+        raise UsageError(f"{what}: {fault}")
+
+    def mean(condition: str) -> float | None:
+        run = results.plan.run(str(value.task), str(value.generator), str(value.reranker), condition)
+        scores = results.values(run, value.metric).values()
+        return sum(scores) / len(scores) if scores else None
+
+    measured = mean(value.condition)
+    if value.relative_to and measured is not None:
+        base = mean(value.relative_to)
+        measured = measured / base - 1 if base else None
+    return None if measured is None else 100 * measured

@@ -1,8 +1,7 @@
 """From an experiment to runs and commands.
 
-Each cell of a table is one `Run`, each run one call of ``run_rag.py``, and what it needs before it
-(rationales, scores, fine-tuning) other calls. A command that two runs need stands once. Commands decide
-themselves whether there is anything left to do.
+Each cell of a table is one `Run`. What it needs first (rationales, scores, fine-tuning) is shared between runs, so each
+command is listed once. Whether anything is left to do, a command finds out itself.
 """
 
 from __future__ import annotations
@@ -14,36 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import checkpoint_path, dataset_dir, docs_path, load_config, training_lines_path
-from utils.tables.experiment import FIXED_WEIGHTS, LABELS, NAMED_WEIGHTS, Experiment, Flags, Table, label
-
-
-@dataclass(frozen=True)
-class Run:
-    """One cell's run: names of the experiment's parts. ``reranker`` is empty where none is used."""
-
-    task: str
-    generator: str
-    reranker: str
-    condition: str
-
-    @property
-    def name(self) -> str:
-        """Folder below ``save_dir``."""
-        return ".".join(part for part in (self.task, self.generator, self.reranker, self.condition) if part)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command, and whether it speaks to an LLM server whose address may be given later."""
-
-    words: tuple[str, ...]
-    asks_server: bool = False
-
-    def command(self, base_url: str | None) -> list[str]:
-        """The words, with the server's address where it is wanted."""
-        return [*self.words, *(["--base_url", base_url] if base_url and self.asks_server else [])]
-
+from utils.config import checkpoint_path, load_config, training_lines_path
+from utils.tables.experiment import FIXED_WEIGHTS, LABELS, Experiment, Flags, Table, label
 
 UNRANKED: dict[str, Flags] = {
     "closed_book": {"retrieval_topk": 0},
@@ -52,113 +23,140 @@ UNRANKED: dict[str, Flags] = {
 }
 
 
-class Plan:
-    """Runs and commands of an experiment.
+@dataclass(frozen=True)
+class Run:
+    """One call of ``run_rag.py``, as names of the experiment's parts; ``reranker`` is empty where none is used."""
 
-    Args:
-        experiment: as read.
-    """
+    task: str
+    generator: str
+    reranker: str
+    condition: str
+
+    @property
+    def name(self) -> str:
+        """The folder below ``save_dir``."""
+        return ".".join(part for part in (self.task, self.generator, self.reranker, self.condition) if part)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the reranker is fine-tuned."""
+        return bool(self.reranker) and self.condition != "base"
+
+    @property
+    def weight(self) -> float:
+        """The rationale score's weight in the training data of a fine-tuned reranker."""
+        return float(self.condition[1:])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and whether it asks an LLM server whose address may be given later."""
+
+    words: tuple[str, ...]
+    asks_server: bool = False
+
+    def command(self, base_url: str | None) -> list[str]:
+        """Return the words, with the server's address where it is wanted."""
+        return [*self.words, *(["--base_url", base_url] if base_url and self.asks_server else [])]
+
+
+class Plan:
+    """Runs, folders and commands of an experiment."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._configs = {name: load_config(task.config) for name, task in experiment.tasks.items()}
 
     def row_groups(self, table: Table) -> list[tuple[str, str]]:
-        """The (generator, reranker) pairs of a table; those that it does not name are the first ones."""
+        """Return a table's (generator, reranker) pairs; where it names none, the experiment's first one is taken."""
         generators = table.generators or list(self.experiment.generators)[:1]
         rerankers = table.rerankers or list(self.experiment.rerankers)[:1]
         return [(generator, reranker) for generator in generators for reranker in rerankers]
 
     def run(self, task: str, generator: str, reranker: str, condition: str) -> Run:
-        """The run of a cell; names of the same thing give the same run."""
+        """Return the run of a cell; conditions that mean the same weight share one."""
         if condition in UNRANKED:
             return Run(task, generator, "", condition)
-        if condition == "base":
-            return Run(task, generator, reranker, condition)
-        return Run(task, generator, reranker, f"w{self._weight_of(task, condition):g}")
+        if condition != "base":
+            condition = f"w{self._weight_of(task, condition):g}"
+        return Run(task, generator, reranker, condition)
 
     def runs(self, tables: Iterable[Table]) -> list[Run]:
-        """Every run of the tables, once."""
-        return list(
-            dict.fromkeys(
-                self.run(task, generator, reranker, condition)
-                for table in tables
-                for generator, reranker in self.row_groups(table)
-                for task in table.tasks
-                for condition in table.conditions
-            )
-        )
+        """List every run of the tables once."""
+        found = [
+            self.run(task, generator, reranker, condition)
+            for table in tables
+            for generator, reranker in self.row_groups(table)
+            for task in table.tasks
+            for condition in table.conditions
+        ]
+        return list(dict.fromkeys(found))
 
     def folder(self, run: Run) -> Path:
-        """Where ``run_rag.py`` leaves the run."""
+        """Return where ``run_rag.py`` leaves the run."""
         return Path(self._configs[run.task]["common"]["save_dir"]) / run.name
 
-    def train_folder(self, run: Run) -> Path:
-        """Folder of the dataset that the run's reranker was trained on."""
-        return dataset_dir(self._settings(run))
-
-    def train_docs(self, run: Run) -> Path:
-        """The candidates of these training questions."""
-        return docs_path(self._settings(run))
+    def training(self, run: Run) -> argparse.Namespace:
+        """Return the settings that the run's reranker is trained with, as the paths of `utils.config` take them."""
+        config = self._configs[self._trainer(run.task)]
+        return argparse.Namespace(**config["common"], **config["finetune"], answer_type=config["rag"]["answer_type"])
 
     def training_lines(self, run: Run) -> Path:
-        """The training file of the run's reranker."""
-        path = training_lines_path(self._settings(run))
+        """Return the training file of the run's reranker."""
+        path = training_lines_path(self.training(run))
         return path if self._has_default_weight(run) else path.with_name(f"FinetuneDataset_{run.condition}.jsonl")
 
     def checkpoint(self, run: Run) -> Path:
-        """The run's reranker: the profile's own folder for its own settings and weight, others beside it."""
-        path = str(checkpoint_path(self._settings(run)))
-        if self._tuning(run):
+        """Return the run's reranker: the profile's own folder for its own settings and weight, else one beside it."""
+        path = str(checkpoint_path(self.training(run)))
+        if self._own_flags(run):
             path += f"_{run.reranker}"
         return Path(path if self._has_default_weight(run) else f"{path}_{run.condition}")
 
-    def asks_letters(self, run: Run) -> bool:
-        """Whether the questions that the run's reranker was trained on are multiple choice."""
-        return self._settings(run).answer_type == "letter"
-
     def label(self, run: Run) -> str:
-        """The run's condition in words, by the name it has in the ablation if it has one."""
-        names = {} if run.condition in LABELS else {self._weight_of(run.task, name): name for name in NAMED_WEIGHTS}
-        return label(names.get(self.weight(run), run.condition) if names else run.condition)
-
-    def weight(self, run: Run) -> float:
-        """The rationale score's weight in the training data of the run's reranker."""
-        return float(run.condition[1:])
+        """Return the run's condition in words; a weight of the ablation by its name there."""
+        for name in ("radio", *FIXED_WEIGHTS) if run.condition not in LABELS else ():
+            if self._weight_of(run.task, name) == run.weight:
+                return label(name)
+        return label(run.condition)
 
     def steps(self, runs: Sequence[Run]) -> list[Step]:
-        """The commands of the runs, each once, in an order in which they can be run."""
-        found: dict[Step, None] = {}
+        """List the commands of the runs, each once, in an order in which they can be run."""
+        steps = [step for run in runs if run.is_tuned for step in self._training_steps(run)]
         for run in runs:
-            if run.reranker and run.condition != "base":
-                found.update(dict.fromkeys(self._training(run)))
-        for run in runs:
-            found.update(dict.fromkeys(self._evaluation(run)))
-        return list(found)
+            steps.append(self.rag_step(run))
+            if (self._configs[run.task]["rag"] | self.experiment.tasks[run.task].flags)["answer_type"] == "letter":
+                steps.append(Step(("python", "mmlu_evaluation.py", "--run", str(self.folder(run)))))
+        return list(dict.fromkeys(steps))
 
-    def _trainer(self, task: str) -> str:
-        return self.experiment.tasks[task].reranker_task or task
+    def rag_step(self, run: Run) -> Step:
+        """Return the call of ``run_rag.py``."""
+        task = self.experiment.tasks[run.task]
+        flags: Flags = {"run_name": run.name, **self.experiment.generators[run.generator], **task.flags}
+        if not run.reranker:
+            flags |= UNRANKED[run.condition]
+        elif run.is_tuned:
+            name = f"{run.reranker}_{run.condition}"
+            flags |= {"rerank_model_path": self.checkpoint(run), "rerank_model_name": name}
+        else:
+            base = self.experiment.rerankers[run.reranker].get("base_model", self.training(run).base_model)
+            flags |= {"rerank_model_path": base, "rerank_model_name": run.reranker}
+        settings = self._configs[run.task]["rag"] | flags
+        return _step("run_rag.py", task.config, flags, settings["framework"] == "openai" and not settings["base_url"])
 
-    def _weight_of(self, task: str, condition: str) -> float:
-        if condition == "radio":
-            return self._configs[self._trainer(task)]["fusion"]["reason_weight"]
-        return FIXED_WEIGHTS[condition] if condition in FIXED_WEIGHTS else float(condition[1:])
-
-    def _training(self, run: Run) -> list[Step]:
-        """Rationales, candidates, scores, fusion and fine-tuning of the run's reranker."""
-        profile = self.experiment.tasks[self._trainer(run.task)].config
-        settings, fuse, tune = self._settings(run), Flags(), self._tuning(run)
+    def _training_steps(self, run: Run) -> list[Step]:
+        """List the commands from the rationales to the run's fine-tuned reranker."""
+        task = self._trainer(run.task)
+        profile, tune = self.experiment.tasks[task].config, self._own_flags(run)
+        fuse: Flags = {}
         if not self._has_default_weight(run):
-            lines = self.training_lines(run)
-            fuse = {"reason_weight": self.weight(run), "output": lines}
-            tune["train_data"] = lines
-        if (checkpoint := self.checkpoint(run)) != checkpoint_path(settings):
+            tune["train_data"] = self.training_lines(run)
+            fuse = {"reason_weight": run.weight, "output": self.training_lines(run)}
+        if (checkpoint := self.checkpoint(run)) != checkpoint_path(self.training(run)):
             tune["output_dir"] = checkpoint
         score = {"phase": "generate_dataset"}
         return [
-            _step(
-                "llm_generation.py", profile, {}, not self._configs[self._trainer(run.task)]["rationale"]["base_url"]
-            ),
+            _step("llm_generation.py", profile, {}, not self._configs[task]["rationale"]["base_url"]),
             _step("dataset_generation.py", profile, {"phase": "get_docs"}),
             _step("dataset_generation.py", profile, score | {"method": "reason"}),
             _step("dataset_generation.py", profile, score | {"method": "retrieval"}),
@@ -166,43 +164,21 @@ class Plan:
             _step("run_finetune.sh", profile, tune),
         ]
 
-    def _settings(self, run: Run) -> argparse.Namespace:
-        """The profile that the run's reranker is trained with, as the scripts' helpers take it."""
-        config = self._configs[self._trainer(run.task)]
-        merged = config["common"] | config["finetune"] | {"answer_type": config["rag"]["answer_type"]}
-        return argparse.Namespace(**merged)
+    def _trainer(self, task: str) -> str:
+        return self.experiment.tasks[task].reranker_task or task
 
-    def _tuning(self, run: Run) -> Flags:
-        """The reranker's flags that are not the profile's own settings."""
+    def _own_flags(self, run: Run) -> Flags:
+        """Return the reranker's flags that differ from the profile's settings."""
         profile = self._configs[self._trainer(run.task)]["finetune"]
         return {key: value for key, value in self.experiment.rerankers[run.reranker].items() if profile[key] != value}
 
+    def _weight_of(self, task: str, condition: str) -> float:
+        if condition == "radio":
+            return self._configs[self._trainer(task)]["fusion"]["reason_weight"]
+        return FIXED_WEIGHTS[condition] if condition in FIXED_WEIGHTS else float(condition[1:])
+
     def _has_default_weight(self, run: Run) -> bool:
-        return self.weight(run) == self._configs[self._trainer(run.task)]["fusion"]["reason_weight"]
-
-    def _evaluation(self, run: Run) -> list[Step]:
-        steps = [self.rag_step(run)]
-        if (self._configs[run.task]["rag"] | self.experiment.tasks[run.task].flags)["answer_type"] == "letter":
-            steps.append(Step(("python", "mmlu_evaluation.py", "--run", str(self.folder(run)))))
-        return steps
-
-    def rag_step(self, run: Run) -> Step:
-        """The call of ``run_rag.py``."""
-        task = self.experiment.tasks[run.task]
-        flags: Flags = {"run_name": run.name, **self.experiment.generators[run.generator], **task.flags}
-        if not run.reranker:
-            flags |= UNRANKED[run.condition]
-        elif run.condition == "base":
-            flags |= {"rerank_model_path": self._base_model(run), "rerank_model_name": run.reranker}
-        else:
-            name = f"{run.reranker}_{run.condition}"
-            flags |= {"rerank_model_path": self.checkpoint(run), "rerank_model_name": name}
-        settings = self._configs[run.task]["rag"] | flags
-        asks_server = settings["framework"] == "openai" and not settings["base_url"]
-        return _step("run_rag.py", task.config, flags, asks_server)
-
-    def _base_model(self, run: Run) -> str:
-        return str(self.experiment.rerankers[run.reranker].get("base_model", self._settings(run).base_model))
+        return run.weight == self._weight_of(run.task, "radio")
 
 
 def _step(script: str, profile: str, flags: Flags, asks_server: bool = False) -> Step:
@@ -213,7 +189,7 @@ def _step(script: str, profile: str, flags: Flags, asks_server: bool = False) ->
 
 
 def _written(value: Any) -> str:
-    """A flag's value; a list as JSON, which the scripts' YAML reads back with its escapes."""
+    """Write a flag's value; a list as JSON, which the scripts read back."""
     if isinstance(value, list):
         return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)

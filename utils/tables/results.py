@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.classes import outcome_settings
 from utils.config import phase_arguments
-from utils.mmlu.categories import CATEGORIES, category_of
+from utils.mmlu.scores import CATEGORIES, category_of
 from utils.rag.statistics import Interval, bootstrap, holm, paired_difference
+from utils.store.jsonlines import read_run
 from utils.store.manifest import manifest_path, read_manifest
-from utils.store.records import read_run
 from utils.tables.experiment import Table, label
 from utils.tables.plan import Plan, Run
 
@@ -22,44 +22,27 @@ MANIFEST = f"{ANSWERS}.manifest.json"
 RAG_SECTIONS = ("retrieval", "rag", "engine")
 
 
+@dataclass
 class RunResults:
-    """Per-question results of one run.
+    """One finished run: its manifest, and FlashRAG's rows in the order of the questions, without their passages."""
 
-    Args:
-        folder: as ``run_rag.py`` left it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """FlashRAG's rows without their passages, which are most of them, in the order of the questions."""
-        rows = read_run(self.folder / ANSWERS, self.manifest["command"])
-        for row in rows:
-            row["output"].pop("retrieval_result", None)
-        return rows
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """What made the run."""
-        return read_manifest(self.folder / MANIFEST)
+    manifest: dict[str, Any]
+    rows: list[dict[str, Any]]
 
     def values(self, metric: str) -> dict[str, float]:
-        """Question id -> score; empty if the run has no such metric. A category's is EM over its questions."""
+        """Return question id -> score; a category of MMLU stands for EM over its questions."""
+        rows = self.rows
         if metric in CATEGORIES:
-            subjects = {row["id"]: (row.get("metadata") or {}).get("subject") for row in self.rows}
-            rows = [row for row in self.rows if (s := subjects[row["id"]]) and category_of(s) == metric]
+            subjects = [(row, (row.get("metadata") or {}).get("subject")) for row in rows]
+            rows = [row for row, subject in subjects if subject and category_of(subject) == metric]
             metric = "em"
-        else:
-            rows = self.rows
         scores = {row["id"]: row["output"]["metric_score"].get(metric) for row in rows}
         return {key: value for key, value in scores.items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cell:
-    """A number of a table, with what it is compared to. ``p`` is Holm-adjusted over the table."""
+    """A number of a table, and how it differs from the baseline's; None and "" where there is nothing to show."""
 
     run: Run
     condition: str
@@ -67,9 +50,8 @@ class Cell:
     found: Interval | None = None
     difference: Interval | None = None
     p_raw: float | None = None
-    p: float | None = None
-    expected: str = ""
-    """A published value with its source, in percent."""
+    p: float | None = None  # Holm-adjusted over the table
+    paper_value: str = ""  # in percent, with its source
 
     @property
     def significant(self) -> bool:
@@ -77,9 +59,9 @@ class Cell:
         return self.p is not None and self.p < LEVEL
 
 
-@dataclass(frozen=True)
+@dataclass
 class TableRow:
-    """A row: the parts that it is made of, its labels, and one cell a column."""
+    """A row: its generator and reranker, its labels, one cell per column."""
 
     generator: str
     reranker: str
@@ -87,17 +69,16 @@ class TableRow:
     cells: list[Cell]
 
 
-@dataclass(frozen=True)
+@dataclass
 class FilledTable:
-    """A table with its numbers."""
+    """A table with its numbers; ``dropped`` columns are metrics that no run has, such as F1 of MMLU."""
 
     name: str
     caption: str
     baseline: str
     label_names: tuple[str, ...]
-    columns: list[tuple[str, str]]
+    columns: list[tuple[str, str]]  # task, metric
     dropped: list[tuple[str, str]]
-    """Task and metric that no finished run of the task has: MMLU has no F1."""
     rows: list[TableRow]
 
     @property
@@ -107,87 +88,77 @@ class FilledTable:
 
 
 class Results:
-    """All finished runs of a plan.
-
-    Args:
-        plan: of the experiment.
-        seed: of intervals and tests.
-    """
+    """The finished runs of a plan; ``seed`` is that of intervals and tests."""
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
         self._runs: dict[Run, RunResults | None] = {}
 
     def of(self, run: Run) -> RunResults | None:
-        """The run's results, or None if it was not made, or made with other settings or another reranker."""
+        """Return a run's results; None if it was not made, or made with other settings or another reranker."""
         if run not in self._runs:
-            found = RunResults(self.plan.folder(run))
-            self._runs[run] = found if self._is_current(run, found) else None
+            self._runs[run] = self._read(run)
         return self._runs[run]
 
-    def _is_current(self, run: Run, found: RunResults) -> bool:
-        if not all((found.folder / name).exists() for name in (ANSWERS, MANIFEST)):
-            return False
-        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_step(run).words[2:])
-        made_with = found.manifest["settings"]
-        changed = [key for key, value in outcome_settings(args).items() if made_with.get(key) != value]
-        # A fine-tuned reranker has a manifest of its own; a hub's or a downloaded one is taken by its name.
-        reranker = manifest_path(Path(str(args.rerank_model_path)))
-        if reranker.exists():
-            fingerprint = read_manifest(reranker)["output_sha256"]
-            if found.manifest["inputs"].get(args.rerank_model_path) != fingerprint:
-                changed.append("reranker")
-        if changed:
-            print(f"{found.folder} was made with other {', '.join(changed)}: left out until it is made again")
-        return not changed
-
-    def mean(self, run: Run, metric: str) -> float | None:
-        """A run's mean."""
-        results = self.of(run)
-        values = list(results.values(metric).values()) if results else []
-        return sum(values) / len(values) if values else None
+    def values(self, run: Run, metric: str) -> Mapping[str, float]:
+        """Return question id -> score; nothing if the run was not made or has no such metric."""
+        return found.values(metric) if (found := self.of(run)) else {}
 
     def fill(self, name: str, table: Table) -> FilledTable:
         """Compute a table; cells of runs that were not made stay empty."""
-        columns = [(task, metric) for task in table.tasks for metric in table.metrics]
-        dropped = [column for column in columns if not self._has(table, *column)]
-        columns = [column for column in columns if column not in dropped]
-        names = [part for part in ("generator", "reranker") if len(getattr(table, f"{part}s")) > 1]
+        asked = [(task, metric) for task in table.tasks for metric in table.metrics]
+        columns = [column for column in asked if self._has(table, *column)]
+        shown = [part for part in ("generator", "reranker") if len(getattr(table, f"{part}s")) > 1]
         rows = []
         for generator, reranker in self.plan.row_groups(table):
-            group = {"generator": generator, "reranker": reranker}
+            parts = {"generator": generator, "reranker": reranker}
             for condition in table.conditions:
-                cells = [self._cell(table, task, metric, generator, reranker, condition) for task, metric in columns]
-                labels = (*(group[part] for part in names), label(condition))
+                cells = [
+                    self._cell((task, generator, reranker), condition, metric, table.baseline)
+                    for task, metric in columns
+                ]
+                labels = (*(parts[part] for part in shown), label(condition))
                 rows.append(TableRow(generator, reranker, labels, cells))
-        return _adjusted(
-            FilledTable(name, table.caption, table.baseline, (*names, "condition"), columns, dropped, rows)
-        )
+        dropped = [column for column in asked if column not in columns]
+        filled = FilledTable(name, table.caption, table.baseline, (*shown, "condition"), columns, dropped, rows)
+        tested = [(cell, cell.p_raw) for cell in filled.cells if cell.p_raw is not None]
+        for (cell, _), adjusted in zip(tested, holm([p for _, p in tested]), strict=True):
+            cell.p = adjusted
+        return filled
+
+    def _read(self, run: Run) -> RunResults | None:
+        folder = self.plan.folder(run)
+        if not all((folder / name).exists() for name in (ANSWERS, MANIFEST)):
+            return None
+        manifest = read_manifest(folder / MANIFEST)
+        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_step(run).words[2:])
+        changed = [key for key, value in outcome_settings(args).items() if manifest["settings"].get(key) != value]
+        # A fine-tuned reranker has a manifest; one from the hub is taken by its name.
+        reranker = manifest_path(Path(str(args.rerank_model_path)))
+        if reranker.exists():
+            fingerprint = read_manifest(reranker)["output_sha256"]
+            if manifest["inputs"].get(args.rerank_model_path) != fingerprint:
+                changed.append("reranker")
+        if changed:
+            print(f"{folder} was made with other {', '.join(changed)}: left out until it is made again")
+            return None
+        rows = read_run(folder / ANSWERS, manifest["command"])
+        for row in rows:
+            row["output"].pop("retrieval_result", None)  # passages, which are most of the file
+        return RunResults(manifest, rows)
 
     def _has(self, table: Table, task: str, metric: str) -> bool:
-        runs = [run for run in self.plan.runs([table]) if run.task == task]
-        made = [results for run in runs if (results := self.of(run))]
-        return not made or any(results.values(metric) for results in made)
+        """Tell whether a finished run has the metric; without a finished run, any metric may come."""
+        made = [run for run in self.plan.runs([table]) if run.task == task and self.of(run)]
+        return not made or any(self.values(run, metric) for run in made)
 
-    def _cell(self, table: Table, task: str, metric: str, generator: str, reranker: str, condition: str) -> Cell:
-        run = self.plan.run(task, generator, reranker, condition)
-        base = self.plan.run(task, generator, reranker, table.baseline)
-        cell = Cell(run, condition, metric)
-        results, baseline = self.of(run), self.of(base)
-        values = results.values(metric) if results else {}
-        if not values:
-            return cell
-        cell = replace(cell, found=bootstrap(list(values.values()), self.seed))
-        against = baseline.values(metric) if baseline and run != base else {}
-        if against.keys() != values.keys():
-            return cell
-        difference, p = paired_difference([*values.values()], [against[key] for key in values], self.seed)
-        return replace(cell, difference=difference, p_raw=p)
-
-
-def _adjusted(table: FilledTable) -> FilledTable:
-    """Holm's correction over all differences of the table."""
-    tested = [cell for cell in table.cells if cell.p_raw is not None]
-    adjusted = dict(zip(map(id, tested), holm([cell.p_raw or 0.0 for cell in tested]), strict=True))
-    rows = [replace(row, cells=[replace(cell, p=adjusted.get(id(cell))) for cell in row.cells]) for row in table.rows]
-    return replace(table, rows=rows)
+    def _cell(self, parts: tuple[str, str, str], condition: str, metric: str, baseline: str) -> Cell:
+        run, base = self.plan.run(*parts, condition), self.plan.run(*parts, baseline)
+        cell, values = Cell(run, condition, metric), self.values(run, metric)
+        if values:
+            cell.found = bootstrap(list(values.values()), self.seed)
+        against = self.values(base, metric) if run != base else {}
+        if values and against.keys() == values.keys():  # only scores of the same questions make pairs
+            paired = [against[key] for key in values]
+            cell.difference, cell.p_raw = paired_difference(list(values.values()), paired, self.seed)
+        return cell

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import cpu_has_bf16, local_model, longest_input, pretrained, select_devices, torch_device
-from utils.store.files import free_space, lock_path, locked, parse_row, read_jsonl, sync_folder
+from utils.store.files import free_space, locked, sync_folder
+from utils.store.jsonlines import parse_row, read_jsonl
 from utils.store.manifest import Phase
 from utils.store.rows import TrainingGroup
 
@@ -71,7 +72,7 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
     command = [*starter, *training_command(args, base_model, train_data, unfinished)]
     if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
         return train(command, unfinished)
-    with locked(lock_path(unfinished)):
+    with locked(unfinished):
         if _made_with(output) != phase.key:
             prepare(unfinished, phase.key)
             if not (unfinished / TRAINED).exists():

@@ -12,10 +12,9 @@ from tqdm import tqdm
 from utils.config import UsageError
 from utils.method import SAMPLERS, passages_needed
 from utils.retrieval.answers import has_answer
-from utils.store.files import write_lines
-from utils.store.lookup import LineIndex
+from utils.store.jsonlines import write_lines
+from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase
-from utils.store.passages import PassageTexts
 from utils.store.rows import TrainingGroup
 from utils.training.score_caches import Ranked, fused_rankings, is_published, open_cache
 

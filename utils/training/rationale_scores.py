@@ -12,17 +12,17 @@ import numpy as np
 
 from utils.config import UsageError, without_secrets
 from utils.method import scored_text, similarity
-from utils.ray_engine import Run, make_engine
-from utils.retrieval.embedding_files import EmbeddingFile, encode_files, prepare_folder
-from utils.retrieval.encoder import Embeddings, length_order, make_scorer
-from utils.store.files import lock_path, locked, read_rows, reserve, write_lines
+from utils.ray_engine import MapParts, start_workers
+from utils.retrieval.encoder import Embeddings, encode_files, length_order, make_scorer, prepare_folder
+from utils.store.files import locked, reserve
 from utils.store.journal import in_chunks
+from utils.store.jsonlines import read_rows, write_lines
+from utils.store.lookup import PassageTexts, passages_path
 from utils.store.manifest import Phase
-from utils.store.passages import PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored
 from utils.training.score_caches import best_first
 
-SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "scorer_use_fp16")
+SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
 BATCHES_PER_FILE = 64
 
 
@@ -47,21 +47,28 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     candidates = [row for row in everyone if row.id in rationale_of]
     queries = [scored_text(r.question, r.golden_answers, r.reason) for r in (rationale_of[c.id] for c in candidates)]
     store = PassageTexts(passages_path(docs))
-    row_of = {pid: i for i, pid in enumerate(dict.fromkeys(pid for c in candidates for pid in c.passage_ids))}
-    with locked(lock_path(scratch)):
-        run = make_engine(args).start(functools.partial(EncodeWork, without_secrets(args), len(row_of) + len(queries)))
+    # Passages of equal text share a row: encoded in two batches, they would differ in the last digits.
+    row_of_text: dict[str, int] = {}
+    used = dict.fromkeys(pid for row in candidates for pid in row.passage_ids)
+    row_of = {pid: row_of_text.setdefault(store[pid], len(row_of_text)) for pid in used}
+    with locked(scratch):
+        texts = len(row_of_text) + len(queries)
+        run = start_workers(args, functools.partial(EncodeWork, without_secrets(args), texts))
         chunk = args.scorer_batch_size * BATCHES_PER_FILE
         encode = functools.partial(_encode, run=run, chunk_size=chunk, made_with=f"{phase.key} {chunk}")
-        passage_rows = encode([store[pid] for pid in row_of], folder=scratch / "passages")
+        passage_rows = encode(list(row_of_text), folder=scratch / "passages")
         query_rows = encode(queries, folder=scratch / "rationales")
 
         def lines() -> Iterator[Scored]:
             passages = passage_rows()
             for query, row in zip(query_rows(), candidates, strict=True):
-                yield best_first(row, similarity(query, passages[[row_of[pid] for pid in row.passage_ids]]).tolist())
+                # Each row once, because a product's last digits depend on its place among the others.
+                rows = list(dict.fromkeys(row_of[pid] for pid in row.passage_ids))
+                score_of = dict(zip(rows, similarity(query, passages[rows]).tolist(), strict=True))
+                yield best_first(row, [score_of[row_of[pid]] for pid in row.passage_ids])
 
         dropped = {"questions without a rationale": len(everyone) - len(candidates)}
-        phase.finish(write_lines(output, lines()), dropped, facts={"passages encoded": len(row_of)})
+        phase.finish(write_lines(output, lines()), dropped, facts={"passages encoded": len(row_of_text)})
         shutil.rmtree(scratch)
 
 
@@ -95,7 +102,7 @@ class EncodeWork:
         return self._encoder.encode(texts, self._batch_size)
 
 
-def _encode(texts: list[str], folder: Path, run: Run, chunk_size: int, made_with: str) -> Callable[[], Embeddings]:
+def _encode(texts: list[str], folder: Path, run: MapParts, chunk_size: int, made_with: str) -> Callable[[], Embeddings]:
     """Encode texts, longest first, into files of ``chunk_size`` texts; those that an earlier call made are kept.
 
     Args:
@@ -108,14 +115,11 @@ def _encode(texts: list[str], folder: Path, run: Run, chunk_size: int, made_with
     Returns:
         A function that gives the rows of all files in the order of ``texts``, mapped from the disk.
     """
-    prepare_folder(folder, made_with)
+    prepare_folder(folder, f"{made_with} {len(texts)}")
     chunks = list(in_chunks(length_order(texts), chunk_size))
-    files = [
-        EmbeddingFile(folder / f"{number:05d}.npy", [(len(chunk), [texts[i] for i in chunk])])
-        for number, chunk in enumerate(chunks)
-    ]
+    files = {folder / f"{number:05d}.npy": [[texts[i] for i in chunk]] for number, chunk in enumerate(chunks)}
     encode_files(files, run, f"encode {folder.name}", "text")
-    return lambda: _gathered([file.path for file in files], chunks, folder.with_suffix(".npy"))
+    return lambda: _gathered(list(files), chunks, folder.with_suffix(".npy"))
 
 
 def _gathered(paths: list[Path], positions: list[list[int]], output: Path) -> Embeddings:

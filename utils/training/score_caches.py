@@ -18,10 +18,9 @@ from typing import Any
 
 from utils.config import UsageError
 from utils.method import descending, fuse
-from utils.store.files import parse_row, read_rows, write_lines
-from utils.store.lookup import LineIndex
+from utils.store.jsonlines import parse_row, read_rows, write_lines
+from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase
-from utils.store.passages import PassageTexts
 from utils.store.rows import Candidates, PublishedScored, Scored
 
 

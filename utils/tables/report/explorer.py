@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.config import dataset_dir, docs_path
 from utils.method import descending, fuse
 from utils.rag.metrics import relevance
-from utils.store.files import parse_row, read_jsonl, read_rows
-from utils.store.lookup import LineIndex
-from utils.store.passages import PassageTexts, passages_path
+from utils.store.jsonlines import parse_row, read_jsonl, read_rows
+from utils.store.lookup import LineIndex, PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
 from utils.training.score_caches import open_cache
 
-Texts = dict[str, str]
+
+def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, Any]]:
+    """Return the explorer's views: the first test questions of every task, then training questions, with passages."""
+    plan, found = results.plan, []
+    for task in plan.experiment.tasks:
+        if mine := [run for run in runs if run.task == task]:
+            found.append({"kind": "test", "name": f"{task}: test", **answered_questions(results, mine, limit)})
+    # One reranker per folder of training data: the first.
+    for folder, run in {dataset_dir(plan.training(run)): run for run in reversed(runs) if run.is_tuned}.items():
+        if (folder / "reason/score_cache.jsonl").exists():  # a reranker can outlive its training data
+            found.append(
+                {"kind": "training", "name": f"{folder.name}: training", **training_questions(plan, run, limit)}
+            )
+    return found
 
 
 def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
-    """The first questions with a rationale, and their passages by fused score.
-
-    Args:
-        plan: of the experiment.
-        run: whose reranker was trained on these questions.
-        limit: questions.
-
-    Returns:
-        ``questions``: ``{id, question, answers, rationale, passages: [{id, retrieval, rationale, fused, ranks, role,
-        answer}]}``, where ranks are by retrieval, rationale and fused score and ``role`` is positive,
-        negative or empty in the training group; and ``passages``: id -> text.
-    """
-    docs, folder = plan.train_docs(run), plan.train_folder(run)
-    texts = PassageTexts(passages_path(docs))
-    shown: Texts = {}
+    """Return training questions of a run's reranker, each with its rationale and its passages by fused score."""
+    settings = plan.training(run)
+    docs, folder = docs_path(settings), dataset_dir(settings)
+    texts, candidates = PassageTexts(passages_path(docs)), LineIndex(docs, lambda row: str(row["id"]))
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl", "retrieval")
-    reasons = read_rows(folder / "reason/train_with_reason.jsonl", Rationale)
-    scores = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
-    candidates = LineIndex(docs, lambda row: str(row["id"]))
-    kept = [parse_row(candidates[key][1], Candidates, str(docs)) for key in scores]
-    # Where the answer is a letter, every passage would contain it.
-    qrels = {} if plan.asks_letters(run) else relevance(kept, texts)
-    roles = _roles(plan.training_lines(run), {row.query for row in scores.values()})
-    found = []
-    for reason in reasons:
-        if reason.id not in scores:
-            continue
-        row = scores[reason.id]
+    scored = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
+    rationales = [row for row in read_rows(folder / "reason/train_with_reason.jsonl", Rationale) if row.id in scored]
+    qrels: dict[str, dict[str, int]] = {}
+    if settings.answer_type != "letter":  # which nearly every passage contains
+        qrels = relevance([parse_row(candidates[key][1], Candidates, str(docs)) for key in scored], texts)
+    roles = _roles(plan.training_lines(run), {row.query for row in scored.values()})
+    questions, shown = [], {}
+    for rationale in rationales:
+        row = scored[rationale.id]
         retrieved = parse_row(retrieval[row.id][1], Scored, str(folder))
         by_retrieval = dict(zip(retrieved.passage_ids, retrieved.scores, strict=True))
         pairs = [by_retrieval[pid] for pid in row.passage_ids]
-        fused = fuse(row.scores, pairs, plan.weight(run))
-        ranks = [_ranks(values) for values in (pairs, row.scores, fused)]
+        fused = fuse(row.scores, pairs, run.weight)
+        ranks = [_ranks(scores) for scores in (pairs, row.scores, fused)]
         passages = []
         for i in descending(fused).tolist():
             pid = row.passage_ids[i]
@@ -67,100 +67,64 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
                     "answer": qrels[row.id][pid] if qrels else 0,
                 }
             )
-        found.append(
+        questions.append(
             {
-                "id": reason.id,
-                "question": reason.question,
-                "answers": reason.golden_answers,
-                "rationale": reason.reason,
+                "id": row.id,
+                "question": rationale.question,
+                "answers": rationale.golden_answers,
+                "rationale": rationale.reason,
                 "passages": passages,
             }
         )
-    return {"questions": found, "passages": shown}
+    return {"questions": questions, "passages": shown}
 
 
-def answered_questions(results: Results, runs: list[Run], limit: int) -> dict[str, Any]:
-    """The first questions of a task, as each run ranked and answered them.
-
-    Args:
-        results: of the experiment.
-        runs: finished runs of one task.
-        limit: questions.
-
-    Returns:
-        ``questions``: ``{id, question, answers, relevant: [passage ids], runs: {run: {pred, right, f1, ranking:
-        [[id, score]]}}}``, and ``passages``: id -> text.
-    """
+def answered_questions(results: Results, runs: Sequence[Run], limit: int) -> dict[str, Any]:
+    """Return questions of one task as each run ranked and answered them."""
     found: dict[str, dict[str, Any]] = {}
-    shown: Texts = {}
+    shown: dict[str, str] = {}
     for run in runs:
-        made = results.of(run)
-        if made is None:
+        if (made := results.of(run)) is None:
             continue
-        rows = made.rows[:limit]
-        rankings, qrels = _rankings(made.manifest, limit, shown)
-        for row in rows:
-            entry = found.setdefault(
-                row["id"],
-                {
-                    "id": row["id"],
-                    "question": row["question"],
-                    "answers": row["golden_answers"],
-                    "relevant": [],
-                    "runs": {},
-                },
-            )
-            score = row["output"]["metric_score"]
+        ranked, qrels = _ranked(made.manifest, limit, shown)
+        for row in made.rows[:limit]:
+            fields = {"id": row["id"], "question": row["question"], "answers": row["golden_answers"]}
+            entry = found.setdefault(row["id"], fields | {"relevant": [], "runs": {}})
             entry["relevant"] = entry["relevant"] or [pid for pid, hit in qrels.get(row["id"], {}).items() if hit]
+            score = row["output"]["metric_score"]
             entry["runs"][run.name] = {
                 "pred": row["output"].get("pred"),
                 "right": bool(score["em"]) if "em" in score else None,
                 "f1": score.get("f1"),
-                "ranking": rankings.get(row["id"], []),
+                "ranking": ranked.get(row["id"], []),
             }
-    return {"questions": list(found.values()), "passages": shown}
+    return {"runs": _labels(results.plan, runs), "questions": list(found.values()), "passages": shown}
 
 
-def run_labels(plan: Plan, runs: list[Run]) -> dict[str, str]:
-    """Run name -> words that tell it from the others of its task."""
-    several = {
-        part: len({getattr(run, part) for run in runs if getattr(run, part)}) > 1 for part in ("generator", "reranker")
-    }
-    labels = {}
-    for run in runs:
-        parts = [plan.label(run)]
-        parts += [getattr(run, part) for part in ("generator", "reranker") if several[part] and getattr(run, part)]
-        labels[run.name] = ", ".join(parts)
-    return labels
+def _labels(plan: Plan, runs: Sequence[Run]) -> dict[str, str]:
+    """Return run name -> its condition, and its generator and reranker where the task has several."""
+    several = [part for part in ("generator", "reranker") if len({getattr(run, part) for run in runs} - {""}) > 1]
+    return {run.name: ", ".join(filter(None, [plan.label(run), *(getattr(run, p) for p in several)])) for run in runs}
 
 
-def _rankings(
-    manifest: dict[str, Any], limit: int, shown: Texts
-) -> tuple[dict[str, list[list[Any]]], dict[str, dict[str, int]]]:
-    """Question id -> [[passage id, score], ...] best first, and qrels; the texts go into ``shown``."""
-    stages = manifest["facts"].get("stages")
-    if not stages:
+def _ranked(manifest: dict[str, Any], limit: int, shown: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return question id -> [[passage id, score], ...] best first, and the qrels; add the texts to ``shown``."""
+    if not (stages := manifest["facts"].get("stages")):
         return {}, {}
     texts = PassageTexts(passages_path(stages["retrieval"]))
-    ranked = read_rows(Path(stages["reranking"]), Candidates, limit=limit)
-    for row in ranked:
-        shown.update((pid, texts[pid]) for pid in row.passage_ids if pid not in shown)
-    pairs = {
-        row.id: [[pid, round(score, 4)] for pid, score in zip(row.passage_ids, row.scores, strict=True)]
-        for row in ranked
-    }
-    return pairs, {} if manifest["settings"]["answer_type"] == "letter" else relevance(ranked, texts)
+    rows = read_rows(Path(stages["reranking"]), Candidates, limit=limit)
+    shown.update((pid, texts[pid]) for row in rows for pid in row.passage_ids if pid not in shown)
+    ranked = {row.id: [[p, round(s, 4)] for p, s in zip(row.passage_ids, row.scores, strict=True)] for row in rows}
+    return ranked, {} if manifest["settings"]["answer_type"] == "letter" else relevance(rows, texts)
 
 
 def _ranks(scores: Any) -> list[int]:
-    ranks = [0] * len(scores)
-    for rank, i in enumerate(descending(scores).tolist(), 1):
-        ranks[i] = rank
-    return ranks
+    order = descending(scores).tolist()
+    return [rank for _, rank in sorted(zip(order, range(1, len(order) + 1), strict=True))]
 
 
 def _roles(lines: Path, queries: set[str]) -> dict[tuple[str, str], str]:
-    """(query, passage text) -> positive or negative, or both over a query's several lines."""
+    """Return (query, passage text) -> positive or negative, or both over a query's several lines."""
     found: dict[tuple[str, str], set[str]] = {}
     for number, raw in read_jsonl(lines):
         if raw.get("query") in queries:

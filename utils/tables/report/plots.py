@@ -1,4 +1,4 @@
-"""The report's plots, as SVG text."""
+"""The report's plots, as SVG text; None where the finished runs lack what a plot needs."""
 
 from __future__ import annotations
 
@@ -7,114 +7,114 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.mmlu.categories import CATEGORIES
+from utils.mmlu.scores import CATEGORIES
 from utils.rag.statistics import Interval
 from utils.tables.experiment import WEIGHT
-from utils.tables.results import FilledTable
+from utils.tables.results import FilledTable, Results
 
 # Name -> last rank of the bin.
 RANK_BINS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-10": 10, "11-20": 20, "over 20": 10**9, "none": 0}
+COLORS = ["#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#9c6b4e"]
+
+
+def plots(results: Results, tables: Sequence[FilledTable], views: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return captions and pictures of all plots that the finished runs allow."""
+    found = [(table.caption, weight_sweep(table)) for table in tables]
+    found += [(table.caption, category_bars(table)) for table in tables]
+    for view in views:
+        if view["kind"] == "training":
+            found.append((f"Scores of the candidates, {view['name']}", score_distributions(view["questions"])))
+    plan = results.plan
+    generator, reranker = next(iter(plan.experiment.generators)), next(iter(plan.experiment.rerankers))
+    for task in plan.experiment.tasks:
+        runs = [plan.run(task, generator, reranker, condition) for condition in ("retriever", "base", "radio")]
+        ranks = {plan.label(run): list(values.values()) for run in runs if (values := results.values(run, "mrr"))}
+        found.append((f"Rank of the first passage with an answer, {task}", first_answer_ranks(ranks)))
+    return [{"caption": caption, "svg": svg} for caption, svg in found if svg]
 
 
 def weight_sweep(table: FilledTable) -> str | None:
-    """Each metric over the rationale score's weight, with intervals; None if the table has no sweep."""
+    """Draw each metric over the rationale score's weight, with intervals, from three weights on."""
     rows = [row for row in table.rows if row.cells and WEIGHT.fullmatch(row.cells[0].condition)]
     rows = [row for row in rows if all(cell.found for cell in row.cells)]
     if len(rows) < 3:
         return None
     figure, axes = _figure()
+    weights = [float(row.cells[0].condition[1:]) for row in rows]
     for i, (task, metric) in enumerate(table.columns):
-        points = [(float(row.cells[i].condition[1:]), interval) for row in rows if (interval := row.cells[i].found)]
-        found = [interval for _, interval in points]
+        found = [interval for row in rows if (interval := row.cells[i].found)]
         # Set apart, so that bars at one weight do not hide each other.
-        x = [weight + 0.006 * (i - len(table.columns) / 2) for weight, _ in points]
+        x = [weight + 0.006 * (i - len(table.columns) / 2) for weight in weights]
         axes.errorbar(x, [f.mean for f in found], _errors(found), marker="o", capsize=3, label=f"{task} {metric}")
     axes.set_xlabel("weight of the rationale score")
-    axes.set_xticks([weight for weight, _ in points])
-    axes.legend(fontsize=8)
-    return _svg(figure)
+    axes.set_xticks(weights)
+    return _svg(figure, axes)
 
 
 def category_bars(table: FilledTable) -> str | None:
-    """MMLU's categories by condition, with intervals; None if the table has no categories."""
+    """Draw MMLU's categories by condition, with intervals."""
     columns = [i for i, (_, metric) in enumerate(table.columns) if metric in CATEGORIES]
     rows = [row for row in table.rows if columns and all(row.cells[i].found for i in columns)]
     if not rows:
         return None
-    figure, axes = _figure()
-    width = 0.8 / len(rows)
-    for j, row in enumerate(rows):
-        found = [interval for i in columns if (interval := row.cells[i].found)]
-        x = [k + width * (j - (len(rows) - 1) / 2) for k in range(len(columns))]
-        label = ", ".join(row.labels)
-        axes.bar(x, [f.mean for f in found], width, yerr=_errors(found), capsize=2, label=label)
-    axes.set_xticks(range(len(columns)), [table.columns[i][1] for i in columns])
+    groups = [[interval for i in columns if (interval := row.cells[i].found)] for row in rows]
+    figure, axes = _bars([table.columns[i][1] for i in columns], [", ".join(row.labels) for row in rows], groups)
     axes.set_ylabel("exact match")
-    axes.axhline(0.25, color="gray", linewidth=0.8, linestyle="--")
-    axes.legend(fontsize=8)
-    return _svg(figure)
+    axes.axhline(0.25, color="gray", linewidth=0.8, linestyle="--")  # a guess among four letters
+    return _svg(figure, axes)
+
+
+def first_answer_ranks(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str | None:
+    """Draw at which rank the first passage with an answer stands: label -> one reciprocal rank per question."""
+    if not reciprocal_ranks:
+        return None
+    shares = [rank_shares(values) for values in reciprocal_ranks.values()]
+    names = [name for name in RANK_BINS if any(found[name] for found in shares)]
+    groups = [[Interval(found[name], None, None, 0) for name in names] for found in shares]
+    figure, axes = _bars(names, list(reciprocal_ranks), groups)
+    axes.set_xlabel("rank of the first passage with an answer")
+    axes.set_ylabel("share of questions")
+    return _svg(figure, axes)
+
+
+def rank_shares(reciprocal_ranks: Sequence[float]) -> dict[str, float]:
+    """Return the share of questions in each of `RANK_BINS`; a reciprocal rank of 0 means no passage has an answer."""
+    ranks = [round(1 / value) if value else 0 for value in reciprocal_ranks]
+    bins = Counter(next(name for name, last in RANK_BINS.items() if rank <= last) if rank else "none" for rank in ranks)
+    return {name: bins[name] / len(ranks) for name in RANK_BINS}
 
 
 def score_distributions(questions: Sequence[Mapping[str, Any]]) -> str | None:
-    """Retrieval and rationale scores of candidates with an answer and without; None without candidates.
-
-    Args:
-        questions: as `utils.tables.report.explorer.training_questions` gives them.
-    """
+    """Draw both scores of training candidates with an answer and without, from the explorer's questions."""
     passages = [passage for question in questions for passage in question["passages"]]
     if not passages:
         return None
     figure, both = _figure(columns=2)
     for axes, kind in zip(both, ("retrieval", "rationale"), strict=True):
         for answer, label in ((0, "without an answer"), (1, "with an answer")):
-            scores = [passage[kind] for passage in passages if passage["answer"] == answer]
-            if scores:
+            if scores := [passage[kind] for passage in passages if passage["answer"] == answer]:
                 axes.hist(scores, bins=40, density=True, alpha=0.6, label=f"{label}, n = {len(scores)}")
         axes.set_xlabel(f"{kind} score")
-        axes.legend(fontsize=8)
     both[0].set_ylabel("density")
-    return _svg(figure)
+    return _svg(figure, *both)
 
 
-def first_answer_ranks(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str | None:
-    """At which rank the first passage with an answer stands, by condition; None without rankings.
-
-    Args:
-        reciprocal_ranks: condition -> one reciprocal rank a question, 0 where no passage has an answer.
-    """
-    if not reciprocal_ranks:
-        return None
+def _bars(names: Sequence[str], labels: Sequence[str], groups: Sequence[Sequence[Interval]]) -> tuple[Any, Any]:
+    """Draw groups of bars side by side: a group per name, in it a bar per label."""
     figure, axes = _figure()
-    shares = {condition: rank_shares(values) for condition, values in reciprocal_ranks.items()}
-    names = [name for name in RANK_BINS if any(found[name] for found in shares.values())]
-    width = 0.8 / len(shares)
-    for j, (condition, found) in enumerate(shares.items()):
-        x = [k + width * (j - (len(shares) - 1) / 2) for k in range(len(names))]
-        axes.bar(x, [found[name] for name in names], width, label=condition)
+    width = 0.8 / len(groups)
+    for j, (label, found) in enumerate(zip(labels, groups, strict=True)):
+        x = [k + width * (j - (len(groups) - 1) / 2) for k in range(len(names))]
+        errors = _errors(found) if any(f.low is not None for f in found) else None
+        axes.bar(x, [f.mean for f in found], width, yerr=errors, capsize=2, label=label)
     axes.set_xticks(range(len(names)), names)
-    axes.set_xlabel("rank of the first passage with an answer")
-    axes.set_ylabel("share of questions")
-    axes.legend(fontsize=8)
-    return _svg(figure)
-
-
-def rank_shares(reciprocal_ranks: Sequence[float]) -> dict[str, float]:
-    """The share of questions in each of `RANK_BINS`."""
-    counts = Counter(_bin(value) for value in reciprocal_ranks)
-    return {name: counts[name] / len(reciprocal_ranks) for name in RANK_BINS}
-
-
-def _bin(reciprocal_rank: float) -> str:
-    if reciprocal_rank == 0:
-        return "none"
-    rank = round(1 / reciprocal_rank)
-    return next((name for name, last in RANK_BINS.items() if rank <= last), "none")
+    return figure, axes
 
 
 def _errors(found: Sequence[Interval]) -> list[list[float]]:
-    """Distances to the ends of the intervals; none where there is no interval."""
-    low = [f.mean - (f.mean if f.low is None else f.low) for f in found]
-    return [low, [(f.mean if f.high is None else f.high) - f.mean for f in found]]
+    """Return the distances to the ends of the intervals; zero where there is no interval."""
+    low = [0.0 if f.low is None else f.mean - f.low for f in found]
+    return [low, [0.0 if f.high is None else f.high - f.mean for f in found]]
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:
@@ -124,13 +124,15 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
     axes = figure.subplots(1, columns)
     for ax in axes if columns > 1 else [axes]:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_prop_cycle(color=["#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#9c6b4e"])
+        ax.set_prop_cycle(color=COLORS)
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def _svg(figure: Any, *axes: Any) -> str:
     import matplotlib
 
+    for ax in axes:
+        ax.legend(fontsize=8)
     text = io.StringIO()
     # Without a date and random ids the same data give the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "radio"}):

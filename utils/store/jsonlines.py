@@ -1,0 +1,219 @@
+"""JSON lines between phases: every field is checked on reading, and a fault is named by ``path:line: field``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from utils.config import UsageError, printable
+from utils.store.files import atomic
+
+Row = TypeVar("Row", bound=BaseModel)
+PathLike = str | os.PathLike[str]
+# Gets the kind of a fault and the error; it raises the error, or returns and the line is left out.
+OnFault = Callable[[str, UsageError], None]
+
+BOM = b"\xef\xbb\xbf"
+WRONG_FIELD = "rows with a wrong field"
+
+
+def refuse(kind: str, error: UsageError) -> None:
+    """Raise the error of a bad line."""
+    raise error from None
+
+
+def read_jsonl(path: PathLike, made_by: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line number, object)`` of a JSON-lines file; if it is missing, the error names ``made_by``."""
+    for number, _, _, row in read_with_offsets(path, made_by):
+        yield number, row
+
+
+def read_with_offsets(
+    path: PathLike, made_by: str = "", on_fault: OnFault = refuse
+) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
+    """Yield what `parse_lines` yields for the lines of a file."""
+    try:
+        lines = open(path, "rb")
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing" + (f"; run: {made_by}" if made_by else "")) from None
+    with lines:
+        yield from parse_lines(lines, path, on_fault)
+
+
+def parse_lines(
+    lines: Iterable[bytes], path: PathLike, on_fault: OnFault = refuse, first: int = 1
+) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
+    """Yield ``(line number, offset in bytes, length in bytes, object)`` of each line that is not blank.
+
+    Args:
+        lines: of the file, from the line of number ``first`` on; offsets count from the first of these bytes.
+        path: named in messages.
+        on_fault: called for each line that is not a JSON object.
+        first: number of the first line.
+    """
+    offset = 0
+    for number, line in enumerate(lines, first):
+        start, size = offset, len(line)
+        offset += size
+        if number == 1:
+            line = line.removeprefix(BOM)
+        if not line or line.isspace():
+            continue
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            fault = UsageError(f"{path}:{number}: not valid JSON ({error}); {_remedy(line)}")
+            on_fault("lines that are not valid JSON", fault)
+            continue
+        if isinstance(row, dict):
+            yield number, start, size, row
+        else:
+            fault = UsageError(f"{path}:{number}: a JSON object is expected, not {type(row).__name__}")
+            on_fault("lines that are no JSON object", fault)
+
+
+def _remedy(line: bytes) -> str:
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "the file is UTF-16: save it as UTF-8"
+    if line.startswith(b"\x1f\x8b"):
+        return "the file is compressed: gunzip it"
+    if b"NaN" in line or b"Infinity" in line:
+        return "JSON has no NaN or Infinity: write null, or remove the row"
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} of the line is not UTF-8: save the file as UTF-8"
+    return "correct or remove the line"
+
+
+def checked_rows(
+    path: PathLike, model: type[Row], made_by: str = "", unique: str = "id", on_fault: OnFault = refuse
+) -> Iterator[Row]:
+    """Yield the lines of a file as rows of ``model``, no two of which have the same ``unique`` field."""
+    first: dict[str, int] = {}
+    for number, _, _, raw in read_with_offsets(path, made_by, on_fault):
+        try:
+            row = parse_row(raw, model, f"{path}:{number}")
+        except UsageError as error:
+            on_fault(WRONG_FIELD, error)
+            continue
+        key = getattr(row, unique)
+        if first.setdefault(key, number) == number:
+            yield row
+        else:
+            fault = f"{path}:{number}: {unique} {key!r} is on line {first[key]} too; it must be unique"
+            on_fault(f"rows with a repeated {unique}", UsageError(fault))
+
+
+def read_rows(
+    path: PathLike,
+    model: type[Row],
+    made_by: str = "",
+    limit: int = 0,
+    unique: str = "id",
+    dropped: Counter[str] | None = None,
+) -> list[Row]:
+    """Read a JSON-lines file as rows of ``model``.
+
+    Args:
+        path: the file.
+        model: of a row.
+        made_by: the command that makes the file, named when it is missing or empty.
+        limit: read only the first rows (0: all).
+        unique: the field that no two rows may share.
+        dropped: counts unusable rows by fault and leaves them out; None refuses them with an error.
+    """
+
+    def leave_out(kind: str, error: UsageError) -> None:
+        assert dropped is not None
+        if not dropped[kind]:
+            print(f"left out, the first of its kind: {printable(str(error))}", file=sys.stderr)
+        dropped[kind] += 1
+
+    found = checked_rows(path, model, made_by, unique, refuse if dropped is None else leave_out)
+    rows = list(islice(found, limit or None))
+    if not rows:
+        raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
+    return rows
+
+
+def parse_row(raw: Mapping[str, Any], model: type[Row], where: str) -> Row:
+    """Check one object against ``model``; the error names ``where`` and the field."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "row"
+        raise UsageError(f"{where}: field '{field}': {first['msg']} (found {str(first['input'])[:80]!r})") from None
+
+
+def dump_line(row: Any) -> bytes:
+    """Return a row as one JSON line; NaN becomes null, which the reader refuses."""
+    if isinstance(row, BaseModel):
+        row = row.model_dump(exclude_none=True)
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+def write_lines(path: PathLike, rows: Iterable[Any]) -> int:
+    """Write rows as JSON lines, all or none, and return how many."""
+    count = 0
+    with atomic(path) as handle:
+        for row in rows:
+            handle.write(dump_line(row))
+            count += 1
+    return count
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``(place, row)`` of a file from elsewhere: ``.parquet``, JSON lines, or one JSON array."""
+    if not path.is_file():
+        raise UsageError(f"{path} is missing")
+    with open(path, "rb") as handle:
+        is_array = handle.read(64).removeprefix(BOM).lstrip().startswith(b"[")
+    if path.suffix == ".parquet":
+        rows = read_parquet(path)
+    elif is_array:
+        try:
+            rows = orjson.loads(path.read_bytes().removeprefix(BOM))
+        except orjson.JSONDecodeError as error:
+            raise UsageError(f"{path}: not valid JSON ({error})") from None
+    else:
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+        return
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, row {number}: a JSON object is expected, not {type(row).__name__}")
+        yield f"{path}, row {number}", row
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Read all rows of a Parquet file."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            return file.read().to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a whole Parquet file ({error}); download it again") from None
+
+
+def read_run(path: Path, made_by: str) -> list[Any]:
+    """Read the rows of a run's ``intermediate_data.json``, unchecked; errors tell the command ``made_by``."""
+    try:
+        rows = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; run: {made_by}") from None
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}); run: {made_by} --overwrite") from None
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(f"{path} must be a JSON array with at least one row; run: {made_by} --overwrite")
+    return rows
