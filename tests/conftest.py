@@ -65,16 +65,16 @@ IN_PROCESS = {
 
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess]:
-    """Run one of the project's scripts as its user would; relative paths are those of ``cwd``."""
+    """Run one of the project's scripts, or a module of it after ``-m``; relative paths are those of ``cwd``."""
 
     def run(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
         if words[0] in IN_PROCESS:
             return run_here([str(word) for word in words], cwd, env)
-        if str(words[0]).endswith(".sh"):
-            return subprocess.run(
-                command(words), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300
-            )
-        return forked.run(words, cwd, environment(env))
+        if words[0] == "-m":
+            return forked.run(words, cwd, environment(env))
+        return subprocess.run(
+            command(words), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300
+        )
 
     return run
 
@@ -119,7 +119,7 @@ def start_script() -> Callable[..., subprocess.Popen]:
 
 def command(words: tuple[object, ...]) -> list[str]:
     first, *rest = (str(word) for word in words)
-    return ["sh", str(ROOT / first), *rest]
+    return ["sh" if first.endswith(".sh") else sys.executable, str(ROOT / first), *rest]
 
 
 def environment(own: dict[str, str]) -> dict[str, str]:

@@ -316,6 +316,7 @@ def test_unknown_framework_and_missing_library_are_told(args):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_model_answers_alike_through_transformers_and_through_a_server(args, tmp_path):
     """SmolLM2 for real: llama.cpp computes with 4-bit weights, transformers with the same ones multiplied out."""
     from quickstart.models import smollm_path, unquantised
