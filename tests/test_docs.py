@@ -1,11 +1,15 @@
 """The documents say what is so: commands that parse, files that exist, the table that was made."""
 
 import re
+import subprocess
 
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = ["README.md", "docs/deviations.md", "docs/data.md", "docs/results.md", "docs/reliability.md"]
+DOCUMENTS = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("deviations", "data", "results", "reliability", "performance", "scale")),
+]
 
 
 def commands():
@@ -42,3 +46,23 @@ def test_links_and_named_files_exist(name):
         assert ((ROOT / name).parent / target).exists(), target
     for target in re.findall(r"`((?:utils|tests|profiles|quickstart|docs)/[\w./]+\.\w+)`", text):
         assert (ROOT / target).exists(), target
+
+
+def tree():
+    """The files that README's tree names: a deeper line lies in the last folder above it."""
+    text = (ROOT / "README.md").read_text()
+    fenced = re.split(r"^```.*\n", text, flags=re.MULTILINE)[1::2]
+    block = next(part for part in fenced if "\nutils/\n" in part)
+    folders: list[str] = []
+    for line in filter(str.strip, block.splitlines()):
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name]
+        if not name.endswith("/"):
+            yield "".join(folders)
+
+
+def test_the_tree_in_the_readme_has_every_file_and_no_other():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = ("tests/", "benchmarks/results/")  # one line each
+    files = [name for name in listed if not name.startswith(folders) and not name.endswith("__init__.py")]
+    assert sorted(tree()) == sorted(name for name in files if (ROOT / name).exists())

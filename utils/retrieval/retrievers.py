@@ -20,7 +20,13 @@ from utils.store.jsonlines import parse_row
 from utils.store.rows import Passage
 
 # FlashRAG's settings that stay off.
-OFF = ("save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker")
+OFF = (
+    "save_retrieval_cache",
+    "use_retrieval_cache",
+    "retrieval_cache_path",
+    "use_reranker",
+    "use_sentence_transformer",
+)
 
 
 class FlatRetriever(DenseRetriever):
@@ -39,7 +45,7 @@ class FlatRetriever(DenseRetriever):
 
     def __init__(self, args: argparse.Namespace, topk: int, queries: int = 0) -> None:
         self._args, self._queries = args, queries
-        config = vars(without_secrets(args)) | dict.fromkeys(OFF, False) | {"use_sentence_transformer": False}
+        config = vars(without_secrets(args)) | dict.fromkeys(OFF, False)
         names = {
             "retrieval_topk": topk,
             "retrieval_model_path": args.retriever_path,

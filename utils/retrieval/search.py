@@ -72,15 +72,19 @@ class BlockIndex:
 
         As in faiss, row -1 stands where the index has fewer than ``topk`` rows.
         """
-        asked, best = torch.from_numpy(queries), nothing(len(queries), topk)
+        asked = {device: torch.from_numpy(queries).to(device) for device in self._devices}
+        best: dict[str, Found] = {}  # per device, so that no device waits for another
         with torch.inference_mode():
             for start, block in self._blocks(max(1, min(MOST_ROWS, MOST_SCORES // max(1, len(queries))))):
-                asked = asked.to(block.device)
-                scores = asked @ block.float().T
+                device = str(block.device)
+                scores = asked[device] @ block.float().T
                 columns = best_columns(scores, topk)
                 found = scores.gather(1, columns), columns + self._rows.start + start
-                best = merged((best[0].to(block.device), best[1].to(block.device)), found, topk)
-        return best[0].cpu().numpy(), best[1].cpu().numpy()
+                best[device] = merged(best[device], found, topk) if device in best else found
+            all_best = nothing(len(queries), topk)
+            for values, rows in best.values():
+                all_best = merged(all_best, (values.cpu(), rows.cpu()), topk)
+        return all_best[0].numpy(), all_best[1].numpy()
 
     def _blocks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         if not self._kept:
