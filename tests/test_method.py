@@ -1,9 +1,15 @@
+import ast
+import doctest
+import inspect
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import utils.method
 from utils.method import SAMPLERS, SHIFT_RANKS, descending, fuse, min_max, passages_needed
 
 scores = arrays(np.float64, st.integers(1, 60), elements=st.floats(-1e6, 1e6))
@@ -67,3 +73,20 @@ def test_a_sampler_gives_full_groups_from_as_many_passages_as_it_says(name):
     needed = passages_needed(name, 20)
     shapes = [(len(pos), len(neg)) for pos, neg in SAMPLERS[name](range(needed))]
     assert shapes == [(len(pos), len(neg)) for pos, neg in SAMPLERS[name](range(20))]
+
+
+def test_the_examples_in_the_docstrings_run():
+    tried = doctest.testmod(utils.method)
+    functions = [thing for thing in vars(utils.method).values() if inspect.isfunction(thing)]
+    assert tried.failed == 0
+    assert tried.attempted >= len(functions) > 5  # every function has an example
+
+
+def test_the_file_holds_arithmetic_alone():
+    imported = {
+        name.name if isinstance(node, ast.Import) else node.module
+        for node in ast.walk(ast.parse((ROOT / "utils/method.py").read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    assert imported == {"__future__", "collections.abc", "typing", "numpy", "numpy.typing"}
