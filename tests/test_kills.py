@@ -19,8 +19,7 @@ from forked import Forked
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 KILLS = 20
 # What only describes how the files came to be, or is scrap of a kill that the next run may leave.
-# A state of batches may outlive a kill between the last answer and its removal; see `assert_no_batch_is_open`.
-ASIDE = (".manifest.json", ".journal.jsonl", ".journal.batches.json", ".lock", ".part", ".done")
+ASIDE = (".manifest.json", ".journal.jsonl", ".lock", ".part", ".done")
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +135,6 @@ def fresh(inputs, target, names, rows):
     return target
 
 
-def assert_no_batch_is_open(folder):
-    """Every request of a batch that is still written down has its answer."""
-    for path in folder.rglob("*.journal.batches.json"):
-        answered = {row.get("key") for row in read_jsonl(path.with_name("requests.journal.jsonl"))}
-        assert {key for part in json.loads(path.read_bytes()).values() for key in part["keys"]} <= answered
-
-
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_phase_that_is_killed_again_and_again_makes_the_same_files(name, inputs, models, llm_server, tmp_path):
     names, rows = OUTPUTS[name]
@@ -181,7 +173,6 @@ def test_a_phase_that_is_killed_again_and_again_makes_the_same_files(name, input
         found = made(folder, names)
         assert found.keys() == expected.keys()
         assert [path for path in found if found[path] != expected[path]] == []
-        assert_no_batch_is_open(folder)
     stats = server.stats()
     repeated = sum(stats["seen"].values()) - rounds * len(stats["seen"])
     print(f"\n{name}: {duration:.1f} s alone, {kills} kills, {rounds} rounds, {repeated} requests repeated", end="")

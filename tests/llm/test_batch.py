@@ -313,3 +313,16 @@ def test_batches_of_other_calls_are_not_waited_for(llm_server, tmp_path, monkeyp
     outcome, _ = ask_once([request("m", "slow", max_tokens=5), live], server, path)
     assert outcome.answered == 2
     assert len(open_keys(path)) == 1
+
+
+def test_a_kill_between_the_last_answer_and_the_batchs_removal_leaves_no_open_batch(by_batch, tmp_path, monkeypatch):
+    fake, server = by_batch()
+    requests = [request("m", f"prompt {i}", max_tokens=5) for i in range(3)]
+    left_open(requests, server, tmp_path / "j.jsonl", monkeypatch)
+    state = (tmp_path / "j.batches.json").read_text()
+    answers = ask_once(requests, server, tmp_path / "j.jsonl")[1]
+    assert read_state(tmp_path / "j.batches.json") == {}
+    (tmp_path / "j.batches.json").write_text(state)  # as the kill leaves it
+    assert ask_once(requests, server, tmp_path / "j.jsonl")[1] == answers
+    assert read_state(tmp_path / "j.batches.json") == {}
+    assert fake.stats()["batches"] == 1

@@ -61,11 +61,12 @@ def ask_all(
     for item in requests:
         if item.key not in outcome.wanted:
             outcome.want(item.key)
-    if all(outcome.wanted.values()):
+    waiting = open_keys(journal.path)
+    if all(outcome.wanted.values()) and not (server.batch and waiting):  # a kill may have left an answered batch open
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
-    in_batches = sum(outcome.wanted.get(key) is False for key in open_keys(journal.path))
+    in_batches = sum(outcome.wanted.get(key) is False for key in waiting)
     if in_batches and not server.batch:  # asked live, they would be paid for twice
         raise UsageError(
             f"{in_batches} of the requests are in batches that are still open: add --batch to fetch their "
