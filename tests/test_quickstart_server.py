@@ -39,7 +39,7 @@ def listens(url):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition, seconds=30.0):
+def until(condition, seconds=120.0):  # a busy machine takes a while to start a server
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "not within the time"
@@ -131,13 +131,13 @@ def test_the_command_from_start_to_stop(tmp_path):
 
         port = url.removesuffix("/v1").rsplit(":", 1)[1]
         for words, message in (([], "belongs to a running server"), (["--port", port], f"port {port} cannot be had")):
-            second = subprocess.run([*run, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+            second = subprocess.run([*run, *words], cwd=ROOT, capture_output=True, text=True, timeout=180)
             assert second.returncode == 2
             assert message in second.stderr
             assert "Traceback" not in second.stderr
         assert url_file.read_text().strip() == url
 
-        stopped = subprocess.run([*run, "--stop"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        stopped = subprocess.run([*run, "--stop"], cwd=ROOT, capture_output=True, text=True, timeout=180)
         assert (stopped.returncode, server.wait(10)) == (0, 0)
         assert not url_file.exists()
         assert not listens(url)
@@ -155,7 +155,7 @@ def test_a_bad_model_is_refused(tmp_path, content, message):
     if content is not None:
         model.write_bytes(content)
     command = [*CLI, "--url_file", str(tmp_path / "url"), "--model", str(model)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -207,7 +207,7 @@ def test_a_signal_ends_it_even_while_it_answers(started, number):
     def ask():
         request = Request(f"{url}/completions", body.encode(), {"Content-Type": "application/json"})
         try:
-            return json.load(urlopen(request, timeout=60))
+            return json.load(urlopen(request, timeout=180))
         except (OSError, HTTPException, ValueError):
             return {}
 
