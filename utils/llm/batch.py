@@ -135,7 +135,7 @@ class Batches:
                 self._fetch(name)
             bar.n = self._outcome.answered
             bar.set_postfix_str(f"{len(self._parts)} batches open, {self._outcome.budget}")
-            if self._outcome.wanted.keys().isdisjoint(key for part in self._parts.values() for key in part.keys):
+            if self._outcome.wanted.isdisjoint(key for part in self._parts.values() for key in part.keys):
                 return
             time.sleep(self._server.batch_poll)
 

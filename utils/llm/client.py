@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -42,10 +42,10 @@ def ask_all(
     """Ask the requests that the journal has no answer to, at most ``server.concurrency`` at a time.
 
     Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
-    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them.
+    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them; both end as KeyboardInterrupt.
 
     Args:
-        requests: read twice, so that they need not be in memory; repeated ones are asked once.
+        requests: repeated ones are asked once.
         server: where to ask, and its limits.
         journal: answers by request key.
         desc: text of the progress bar.
@@ -55,34 +55,26 @@ def ask_all(
 
     Raises:
         UsageError: no further request can succeed: no key, a refused key, an unknown model or address, no money left.
-        KeyboardInterrupt: a signal came; the answers so far are kept.
     """
     outcome = Outcome(journal, budget or Budget(), accept_any)
-    for item in requests:
-        if item.key not in outcome.wanted:
-            outcome.want(item.key)
-    if all(outcome.wanted.values()):
+    unique = {item.key: item for item in requests}
+    for key in unique:
+        outcome.want(key)
+    todo = {key: item for key, item in unique.items() if key not in journal}
+    if not todo:
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
-    in_batches = sum(outcome.wanted.get(key) is False for key in open_keys(journal.path))
+    in_batches = open_keys(journal.path) & todo.keys()
     if in_batches and not server.batch:  # asked live, they would be paid for twice
         raise UsageError(
-            f"{in_batches} of the requests are in batches that are still open: add --batch to fetch their "
+            f"{len(in_batches)} of the requests are in batches that are still open: add --batch to fetch their "
             f"answers, or remove {state_path(journal.path)} to forget them, paid or not"
         )
-    with tqdm(total=len(outcome.wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
-        (Batches if server.batch else Window)(server, outcome).ask(_unanswered(requests, outcome.wanted), bar)
-    outcome.unasked = len(outcome.wanted) - outcome.answered - sum(key not in journal for key in outcome.failures)
+    with tqdm(total=len(unique), initial=outcome.answered, desc=desc, unit="request") as bar:
+        (Batches if server.batch else Window)(server, outcome).ask(todo.values(), bar)
+    outcome.unasked = len(unique) - outcome.answered - sum(key not in journal for key in outcome.failures)
     return outcome
-
-
-def _unanswered(requests: Iterable[Request], wanted: dict[str, bool]) -> Iterator[Request]:
-    """Yield each request without an answer once."""
-    for item in requests:
-        if wanted.get(item.key) is False:
-            wanted[item.key] = True
-            yield item
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
@@ -110,13 +102,12 @@ class Window:
         self._server, self._outcome = server, outcome
         self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
-        self._todo: Iterator[Request] = iter(())
-        self._again: deque[Request] = deque()
+        self._todo: deque[Request] = deque()
         self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
         """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes; see `ask_all`."""
-        self._todo = iter(todo)
+        self._todo.extend(todo)
         try:
             asyncio.run(self._run(bar))
         except asyncio.CancelledError:
@@ -161,7 +152,8 @@ class Window:
 
     async def _work(self, client: Any, bar: tqdm) -> None:
         outcome = self._outcome
-        while item := next(self._todo, None) or (self._again.popleft() if self._again else None):
+        while self._todo:
+            item = self._todo.popleft()
             while not self._stopping and (self._in_flight + 1 > self._size or time.monotonic() < self._paused_until):
                 await asyncio.sleep(REST)
             if self._stopping:
@@ -172,7 +164,7 @@ class Window:
             finally:
                 self._in_flight -= 1
             if again:
-                self._again.append(item)
+                self._todo.append(item)
             else:
                 bar.update()
             state = f"{len(outcome.failures)} failed, {outcome.budget}, {int(self._size)} at once"

@@ -61,8 +61,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def require_space(folder: Path, size: float, what: str) -> None:
     """Refuse to write ``size`` bytes where the disk has less left; ``what`` names the files in the message."""
-    free = free_space(folder)
-    if free < size:
+    if (free := free_space(folder)) < size:
         raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB left")
 
 
