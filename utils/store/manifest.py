@@ -195,7 +195,7 @@ def _check_place(output: Path, folder: bool) -> None:
 def _check_inputs(inputs: Mapping[str, str]) -> None:
     """Refuse inputs (path -> fingerprint) that the manifests beside them contradict."""
     origins = dict(inputs)
-    for name, found in inputs.items():
+    for name in inputs:
         path = Path(name)
         manifest = manifest_path(path)
         if not manifest.exists():
@@ -203,9 +203,9 @@ def _check_inputs(inputs: Mapping[str, str]) -> None:
         made = read_manifest(manifest)
         if UNFINISHED in made:
             raise UsageError(f"the making of {path} was interrupted; run: {made[UNFINISHED]}")
-        promised = {path.with_name(other): value for other, value in made["beside"].items()}
-        for part, value in {path: made["output_sha256"], **promised}.items():
-            if (found if part == path else fingerprint(part)) != value:
+        for name_beside, value in {path.name: made["output_sha256"], **made["beside"]}.items():
+            part = path.with_name(name_beside)
+            if fingerprint(part) != value:
                 raise UsageError(
                     f"{part} is not what {manifest} says was made: it was changed since, or its making was "
                     f"interrupted. Make it again by {made['command']} --overwrite, or remove the manifest to use it as "
