@@ -93,9 +93,9 @@ class Window:
     """Asks many requests at once, by workers that share one queue: a slow request holds up only its own worker.
 
     The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
-    least 8), grows while the server keeps up, is halved when it answers 429, and rests when it asks for a pause.
-    A request that is still refused after the openai library's retries is asked again after all others. After
-    `PATIENCE` failures in a row nothing more is sent: the server is down, or the settings suit no request.
+    least 8), grows while the server keeps up, and is halved when the server answers 429. A request that is still
+    refused after the openai library's retries is asked again after all others. After `PATIENCE` failures in a row
+    nothing more is sent: the server is down, or the settings suit no request.
     """
 
     def __init__(self, server: Server, outcome: Outcome) -> None:
@@ -106,7 +106,7 @@ class Window:
         self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
-        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes; see `ask_all`."""
+        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes."""
         self._todo.extend(todo)
         try:
             asyncio.run(self._run(bar))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
+from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.store.files import locked
@@ -134,7 +135,7 @@ class Journal(Records):
         super().close()
 
     def delete(self) -> None:
-        """Remove the journal once its records are in a finished output."""
+        """Remove the file, once its records are in a finished output."""
         self.path.unlink(missing_ok=True)
         self.close()
 
@@ -167,8 +168,6 @@ def resume(
     whole or not at all, so that a resumed run forms the same chunks: the last digits of what a model says about an item
     depend on the other items in its batch.
     """
-    from tqdm import tqdm
-
     todo = [item for item in items if key(item) not in journal]
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=desc, unit="question") as bar:
         chunks = list(in_chunks(todo, chunk))

@@ -18,7 +18,7 @@ from utils.store.files import atomic
 
 Row = TypeVar("Row", bound=BaseModel)
 PathLike = str | os.PathLike[str]
-# Gets the kind of a fault and the error; it raises the error, or returns and the line is left out.
+# Takes the kind of a fault and its error; either raises the error, or returns, and the line is left out.
 OnFault = Callable[[str, UsageError], None]
 
 BOM = b"\xef\xbb\xbf"

@@ -59,18 +59,14 @@ def passages_path(docs: str | os.PathLike[str]) -> Path:
 class PassageTexts:
     """The texts of a corpus by passage id, read from the file when they are asked for."""
 
-    def __init__(self, path: str | os.PathLike[str], made_by: str = "") -> None:
-        made_by = made_by or "python dataset_generation.py --dataset NAME --phase get_docs"
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        made_by = "python dataset_generation.py --dataset NAME --phase get_docs"
         self._rows = LineIndex(path, lambda row: str(row["id"]), made_by)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
     def __getitem__(self, passage_id: str) -> str:
-        """Return the passage's ``contents``."""
         try:
             where, raw = self._rows[passage_id]
         except KeyError:

@@ -131,7 +131,7 @@ class Phase:
         return True
 
     def claim(self) -> None:
-        """Note before the output is written that this project makes it, for phases that spare other people's files."""
+        """Mark the output as unfinished and this project's own, for phases that never overwrite files of others."""
         with atomic(self.manifest) as handle:
             handle.write(orjson.dumps({UNFINISHED: command_line()}))
 
