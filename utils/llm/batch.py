@@ -177,7 +177,7 @@ class Batches:
             raise UsageError(f"batch {part.batch} failed: {said}; the same command submits its requests again")
 
     def _take(self, line: bytes, failures: dict[str, str]) -> None:
-        """Keep the answer in one line of a batch's results, or the reason why there is none."""
+        """Keep the answer in one line of a batch's results, or note in ``failures`` why there is none."""
         try:
             result = _Result.model_validate_json(line)
         except ValidationError:

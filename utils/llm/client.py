@@ -44,17 +44,9 @@ def ask_all(
     Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
     first SIGINT or SIGTERM lets the requests in flight finish, the second drops them; both end as KeyboardInterrupt.
 
-    Args:
-        requests: repeated ones are asked once.
-        server: where to ask, and its limits.
-        journal: answers by request key.
-        desc: text of the progress bar.
-        accept_any: take empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
-            failures (right for rationales).
-        budget: counts what all answers cost, those of earlier calls included, and stops at its limit.
-
-    Raises:
-        UsageError: no further request can succeed: no key, a refused key, an unknown model or address, no money left.
+    ``accept_any`` takes empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
+    failures (right for rationales). ``budget`` counts the answers of earlier calls too, and stops at its limit. A
+    UsageError tells why no further request can succeed: a refused key, an unknown model or address, no money left.
     """
     outcome = Outcome(journal, budget or Budget(), accept_any)
     unique = {item.key: item for item in requests}

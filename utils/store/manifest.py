@@ -76,15 +76,10 @@ class _Manifest(BaseModel):
 
 
 class Phase:
-    """One output of one command, with its manifest ``OUTPUT.manifest.json``.
+    """One output of one command, made from files, folders or hub ids, with its manifest ``OUTPUT.manifest.json``.
 
-    Args:
-        output: the file or folder that the command makes.
-        inputs: files, folders or hub ids that it is made from.
-        settings: every setting that changes it.
-        scratch: files and folders that the command works in and removes at its end; those that a kill has left are
-            removed once the output is found finished.
-        folder: whether the output is a folder.
+    ``settings`` are all that change the output. ``scratch`` are the files and folders that the command works in and
+    removes at its end; those that a kill has left are removed once the output is found finished.
     """
 
     def __init__(
