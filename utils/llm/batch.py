@@ -1,8 +1,7 @@
 """OpenAI's Batch API: the same requests at half the price, answered within a day.
 
 A kill between any two steps costs nothing. A batch is noted in ``JOURNAL.batches.json`` before it is submitted, under a
-random name that it carries as metadata, so that the next call finds it even if its id was never noted. Its answers go
-into the same journal as live ones.
+random name that it carries as metadata, so that the next call finds it even if its id was never noted.
 """
 
 from __future__ import annotations
@@ -98,22 +97,24 @@ class Batches:
     def _submit(self, todo: Iterable[Request]) -> None:
         for items, data in _split(self._affordable(todo)):
             name, most = uuid.uuid4().hex, [item.most_tokens for item in items]
-            tokens = (sum(prompt for prompt, _ in most), sum(completion for _, completion in most))
-            keys, url = [item.key for item in items], self._server.base_url
-            part = self._parts[name] = _Part(keys=keys, batch=None, base_url=url, most_tokens=tokens)
+            part = self._parts[name] = _Part(
+                keys=[item.key for item in items],
+                batch=None,
+                base_url=self._server.base_url,
+                most_tokens=(sum(prompt for prompt, _ in most), sum(completion for _, completion in most)),
+            )
             self._save()
             file = self._client.files.create(file=(f"{name}.jsonl", data), purpose="batch")
             path: Any = f"/v1{items[0].path}"
-            batch = self._once.batches.create(
+            part.batch = self._once.batches.create(
                 input_file_id=file.id, endpoint=path, completion_window="24h", metadata={NAME: name}
-            )
-            part.batch = batch.id
+            ).id
             self._save()
         if waiting := ", ".join(str(part.batch) for part in self._parts.values()):
             print(f"\nwaiting for {waiting}; it may be interrupted, the same command fetches them", file=sys.stderr)
 
     def _affordable(self, todo: Iterable[Request]) -> Iterator[Request]:
-        """Yield the requests that are in no open batch and cannot pass the limit: a batch cannot be stopped midway."""
+        """Yield the requests that are in no open batch, as long as they cannot pass the limit in all."""
         outcome, budget = self._outcome, self._outcome.budget
         sent = {key for part in self._parts.values() for key in part.keys}
         most = (budget.cost or 0.0) + sum(budget.dollars(*p.most_tokens, batch=True) for p in self._parts.values())
@@ -121,12 +122,12 @@ class Batches:
             if item.key in sent:
                 continue
             most += budget.dollars(*item.most_tokens, batch=True)
-            stopped = budget.exceeded
-            if budget.limit and most > budget.limit:
-                stopped = f"they could take the cost above --max_cost {budget.limit:g} ({budget} so far)"
-            outcome.stopped = outcome.stopped or stopped
-            if not stopped:
-                yield item
+            outcome.stopped = budget.exceeded
+            if budget.limit and most > budget.limit:  # a batch cannot be stopped midway
+                outcome.stopped = f"they could take the cost above --max_cost {budget.limit:g} ({budget} so far)"
+            if outcome.stopped:
+                return
+            yield item
 
     def _wait(self, bar: tqdm) -> None:
         """Wait until no batch holds a wanted request; take the answers of other batches if they are there."""
@@ -135,7 +136,7 @@ class Batches:
                 self._fetch(name)
             bar.n = self._outcome.answered
             bar.set_postfix_str(f"{len(self._parts)} batches open, {self._outcome.budget}")
-            if self._outcome.wanted.keys().isdisjoint(key for part in self._parts.values() for key in part.keys):
+            if self._outcome.wanted.isdisjoint(key for part in self._parts.values() for key in part.keys):
                 return
             time.sleep(self._server.batch_poll)
 
@@ -176,7 +177,7 @@ class Batches:
             raise UsageError(f"batch {part.batch} failed: {said}; the same command submits its requests again")
 
     def _take(self, line: bytes, failures: dict[str, str]) -> None:
-        """Keep the answer in one line of a batch's results, or the reason why there is none."""
+        """Keep the answer in one line of a batch's results, or note in ``failures`` why there is none."""
         try:
             result = _Result.model_validate_json(line)
         except ValidationError:
@@ -214,9 +215,8 @@ def read_state(path: Path) -> dict[str, _Part]:
     try:
         return _STATE.validate_json(path.read_bytes()) if path.exists() else {}
     except ValidationError:
-        raise UsageError(
-            f"{path} is damaged; its batches are listed at the server. Remove it to submit them again"
-        ) from None
+        hint = "its batches are listed at the server. Remove it to submit them again"
+        raise UsageError(f"{path} is damaged; {hint}") from None
 
 
 def _split(items: Iterable[Request]) -> Iterator[tuple[list[Request], bytes]]:

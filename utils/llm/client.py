@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -42,48 +42,32 @@ def ask_all(
     """Ask the requests that the journal has no answer to, at most ``server.concurrency`` at a time.
 
     Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
-    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them.
+    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them; both end as KeyboardInterrupt.
 
-    Args:
-        requests: read twice, so that they need not be in memory; repeated ones are asked once.
-        server: where to ask, and its limits.
-        journal: answers by request key.
-        desc: text of the progress bar.
-        accept_any: take empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
-            failures (right for rationales).
-        budget: counts what all answers cost, those of earlier calls included, and stops at its limit.
-
-    Raises:
-        UsageError: no further request can succeed: no key, a refused key, an unknown model or address, no money left.
-        KeyboardInterrupt: a signal came; the answers so far are kept.
+    ``accept_any`` takes empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
+    failures (right for rationales). ``budget`` counts the answers of earlier calls too, and stops at its limit. A
+    UsageError tells why no further request can succeed: a refused key, an unknown model or address, no money left.
     """
     outcome = Outcome(journal, budget or Budget(), accept_any)
-    for item in requests:
-        if item.key not in outcome.wanted:
-            outcome.want(item.key)
+    unique = {item.key: item for item in requests}
+    for key in unique:
+        outcome.want(key)
+    todo = {key: item for key, item in unique.items() if key not in journal}
     waiting = open_keys(journal.path)
-    if all(outcome.wanted.values()) and not (server.batch and waiting):  # a kill may have left an answered batch open
+    if not todo and not (server.batch and waiting):  # a kill may have left an answered batch open
         return outcome
     if server.base_url is None and server.api_key is None:
         raise UsageError("no API key: set OPENAI_API_KEY, or give --base_url of a server that needs none")
-    in_batches = sum(outcome.wanted.get(key) is False for key in waiting)
+    in_batches = waiting & todo.keys()
     if in_batches and not server.batch:  # asked live, they would be paid for twice
         raise UsageError(
-            f"{in_batches} of the requests are in batches that are still open: add --batch to fetch their "
+            f"{len(in_batches)} of the requests are in batches that are still open: add --batch to fetch their "
             f"answers, or remove {state_path(journal.path)} to forget them, paid or not"
         )
-    with tqdm(total=len(outcome.wanted), initial=outcome.answered, desc=desc, unit="request") as bar:
-        (Batches if server.batch else Window)(server, outcome).ask(_unanswered(requests, outcome.wanted), bar)
-    outcome.unasked = len(outcome.wanted) - outcome.answered - sum(key not in journal for key in outcome.failures)
+    with tqdm(total=len(unique), initial=outcome.answered, desc=desc, unit="request") as bar:
+        (Batches if server.batch else Window)(server, outcome).ask(todo.values(), bar)
+    outcome.unasked = len(unique) - outcome.answered - sum(key not in journal for key in outcome.failures)
     return outcome
-
-
-def _unanswered(requests: Iterable[Request], wanted: dict[str, bool]) -> Iterator[Request]:
-    """Yield each request without an answer once."""
-    for item in requests:
-        if wanted.get(item.key) is False:
-            wanted[item.key] = True
-            yield item
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
@@ -102,22 +86,21 @@ class Window:
     """Asks many requests at once, by workers that share one queue: a slow request holds up only its own worker.
 
     The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
-    least 8), grows while the server keeps up, is halved when it answers 429, and rests when it asks for a pause.
-    A request that is still refused after the openai library's retries is asked again after all others. After
-    `PATIENCE` failures in a row nothing more is sent: the server is down, or the settings suit no request.
+    least 8), grows while the server keeps up, and is halved when the server answers 429. A request that is still
+    refused after the openai library's retries is asked again after all others. After `PATIENCE` failures in a row
+    nothing more is sent: the server is down, or the settings suit no request.
     """
 
     def __init__(self, server: Server, outcome: Outcome) -> None:
         self._server, self._outcome = server, outcome
         self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
-        self._todo: Iterator[Request] = iter(())
-        self._again: deque[Request] = deque()
+        self._todo: deque[Request] = deque()
         self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
-        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes; see `ask_all`."""
-        self._todo = iter(todo)
+        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes."""
+        self._todo.extend(todo)
         try:
             asyncio.run(self._run(bar))
         except asyncio.CancelledError:
@@ -162,7 +145,8 @@ class Window:
 
     async def _work(self, client: Any, bar: tqdm) -> None:
         outcome = self._outcome
-        while item := next(self._todo, None) or (self._again.popleft() if self._again else None):
+        while self._todo:
+            item = self._todo.popleft()
             while not self._stopping and (self._in_flight + 1 > self._size or time.monotonic() < self._paused_until):
                 await asyncio.sleep(REST)
             if self._stopping:
@@ -173,7 +157,7 @@ class Window:
             finally:
                 self._in_flight -= 1
             if again:
-                self._again.append(item)
+                self._todo.append(item)
             else:
                 bar.update()
             state = f"{len(outcome.failures)} failed, {outcome.budget}, {int(self._size)} at once"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,16 @@ BATCH_DISCOUNT = 0.5  # of OpenAI's Batch API
 
 
 class Budget:
-    """What the answers of one output have cost, and the limit that stops it.
-
-    Args:
-        price: dollars per million prompt tokens and completion tokens; None if the table does not have the model.
-        limit: dollars; 0 for no limit.
-    """
+    """What the answers of one output have cost, and the limit in dollars (0: none) that stops it."""
 
     def __init__(self, price: tuple[float, float] | None = None, limit: float = 0.0) -> None:
+        """``price``: dollars per million prompt tokens and completion tokens; None if it is unknown."""
         self.price, self.limit = price, limit
         self._dollars, self._uncounted = 0.0, 0
 
     @classmethod
     def for_model(cls, prices: Mapping[str, Sequence[float]], model: str, limit: float) -> Budget:
-        """Return the budget of a model.
-
-        Raises:
-            UsageError: a limit without a price, or a price that is no pair of numbers.
-        """
+        """Return the budget of a model; refuse a limit without a price."""
         entry = prices.get(model)
         if entry is None:
             if limit:
@@ -82,45 +74,39 @@ class Budget:
 
 
 def forecast(
-    requests: Iterable[Request], journal: Path, waiting: Container[str], server: Server, budget: Budget
+    requests: Sequence[Request], journal: Path, waiting: Container[str], server: Server, budget: Budget
 ) -> str:
     """Return lines that tell how many requests are answered, how many are in open batches, and what the rest takes.
 
     The estimate is made from the means of the answers in the journal. Without any, it is the most that the requests
     can take, by their prompts' characters and their ``max_tokens``.
     """
-    done, todo, rows, seen = Counter[str](), Counter[str](), 0, set[str]()
-    seconds: list[float] = []  # of live answers: those of batches do not tell how long a live one takes
+    unique = {item.key: item for item in requests}
     with contextlib.ExitStack() as stack:
         known = stack.enter_context(Records(journal)) if journal.exists() else {}
-        for item in requests:
-            rows += 1
-            if item.key in seen:
-                continue
-            seen.add(item.key)
-            if item.key in known:
-                answer = known[item.key]
-                done.update({"requests": 1, "characters": item.characters, "prompt": answer["prompt_tokens"]})
-                done["completion"] += answer["completion_tokens"]
-                seconds += [] if answer.get("batch") else [answer["seconds"]]
-            elif item.key not in waiting:
-                todo.update({"requests": 1, "characters": item.characters, "completion": item.payload["max_tokens"]})
-    count = todo["requests"]
-    text = f"{rows} rows: {done['requests']} answered already, {count} to ask"
-    if in_batches := len(seen) - done["requests"] - count:
+        answers = {key: known[key] for key in unique if key in known}
+    todo = [item for key, item in unique.items() if key not in answers and key not in waiting]
+    text = f"{len(requests)} rows: {len(answers)} answered already, {len(todo)} to ask"
+    if in_batches := len(unique) - len(answers) - len(todo):
         text += f", {in_batches} in open batches"
-    if not count:
+    if not todo:
         return text
-    prompt, completion = todo["characters"] / CHARACTERS_PER_TOKEN, float(todo["completion"])
-    how = "at most, if a token has four characters"
-    if done:
-        prompt = todo["characters"] * done["prompt"] / max(1, done["characters"])
-        completion, how = count * done["completion"] / done["requests"], f"about, by {done['requests']} answers"
+    if answers:
+        characters = sum(unique[key].characters for key in answers)
+        per_character = sum(answer["prompt_tokens"] for answer in answers.values()) / max(1, characters)
+        completion = len(todo) * statistics.mean(answer["completion_tokens"] for answer in answers.values())
+        how = f"about, by {len(answers)} answers"
+    else:
+        per_character, completion = 1 / CHARACTERS_PER_TOKEN, sum(item.payload["max_tokens"] for item in todo)
+        how = "at most, if a token has four characters"
+    prompt = per_character * sum(item.characters for item in todo)
     text += f"\ntokens: {prompt:,.0f} in, {completion:,.0f} out ({how})\ncost: "
     text += f"${budget.dollars(prompt, completion, server.batch):.2f} ({how})" if budget.price else "unknown"
     if server.batch:
         return f"{text}\ntime: within 24 hours, as the Batch API promises"
+    # The answers of batches do not tell how long a live one takes.
+    seconds = [answer["seconds"] for answer in answers.values() if not answer.get("batch")]
     if not seconds:
         return f"{text}\ntime: not known before the first answers"
-    at_once = min(server.concurrency, count)
-    return f"{text}\ntime: {count * sum(seconds) / len(seconds) / at_once / 60:.1f} minutes, {at_once} at once"
+    at_once = min(server.concurrency, len(todo))
+    return f"{text}\ntime: {len(todo) * statistics.mean(seconds) / at_once / 60:.1f} minutes, {at_once} at once"

@@ -15,7 +15,7 @@ from utils.config import UsageError, dataset_dir, settings_of
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast
-from utils.llm.types import Request, Server, request
+from utils.llm.types import Prompt, Request, Server, request
 from utils.store.journal import Journal
 from utils.store.jsonlines import parse_row, read_records, read_rows, write_lines
 from utils.store.manifest import Phase
@@ -23,19 +23,18 @@ from utils.store.rows import Answers, Question, Rationale, Text
 
 SAMPLING = ("model", "temperature", "top_p", "max_tokens", "stop", "seed")
 HOW_TO = "see README, 'Your own data'"
+OUTPUT = "reason/train_with_reason.jsonl"
 
 
 def rationale_request(row: Question, args: argparse.Namespace) -> Request:
     """Return the request for one question's rationale: a system and a user message, or a completion prompt."""
     fields, prompts = {"question": row.question, "answers": "; ".join(row.golden_answers)}, args.prompts
-    prompt = (
-        prompts["rationale_completion"].format(**fields)
-        if prompts["rationale_completion"]
-        else [
-            {"role": "system", "content": prompts["rationale_system"]},
-            {"role": "user", "content": prompts["rationale_user"].format(**fields)},
-        ]
-    )
+    prompt: Prompt
+    if prompts["rationale_completion"]:
+        prompt = prompts["rationale_completion"].format(**fields)
+    else:
+        user = prompts["rationale_user"].format(**fields)
+        prompt = [{"role": "system", "content": prompts["rationale_system"]}, {"role": "user", "content": user}]
     sampling = settings_of(args, "temperature", "top_p", "max_tokens", "seed")
     return request(args.model, prompt, args.stop, **sampling, n=1)
 
@@ -46,15 +45,15 @@ def ask_rationales(args: argparse.Namespace) -> int:
     The code is 1, and the output is not written, if requests were left for another call or if a larger share of the
     questions than ``max_failures`` has no usable answer.
     """
-    folder = dataset_dir(args)
-    source, output = folder / "train.jsonl", folder / "reason/train_with_reason.jsonl"
-    dropped = Counter[str]() if args.skip_bad_rows else None
-    questions = read_rows(source, Question, f"{HOW_TO}: {source}", args.train_questions, dropped=dropped)
+    source, output, dropped = dataset_dir(args) / "train.jsonl", dataset_dir(args) / OUTPUT, Counter[str]()
+    skipped = dropped if args.skip_bad_rows else None
+    questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=skipped)
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
     phase = Phase(output, [source], settings_of(args, "train_questions", *SAMPLING) | prompts)
     if phase.is_done(args.overwrite):
         return 0
     requests, server = [rationale_request(row, args) for row in questions], Server.of(args)
+    pairs = list(zip(questions, requests, strict=True))
     budget = Budget.for_model(args.prices, args.model, args.max_cost)
     answers = output.with_name("requests.journal.jsonl")
     if args.dry_run:
@@ -63,13 +62,9 @@ def ask_rationales(args: argparse.Namespace) -> int:
     with Journal(answers) as journal:
         outcome = ask_all(requests, server, journal, "rationales", budget=budget)
         failures, total = output.with_name("failures.jsonl"), len(questions)
+        without = [(row, outcome.failures[item.key]) for row, item in pairs if item.key in outcome.failures]
         failed = write_lines(
-            failures,
-            (
-                {"id": row.id, "question": row.question, "failure": outcome.failures[item.key]}
-                for row, item in zip(questions, requests, strict=True)
-                if item.key in outcome.failures
-            ),
+            failures, ({"id": row.id, "question": row.question, "failure": said} for row, said in without)
         )
         tokens = outcome.usage["completion_tokens"]
         print(f"asked {outcome.asked} of {total}, {failed} failed, {tokens} tokens received in all, {budget}")
@@ -84,13 +79,9 @@ def ask_rationales(args: argparse.Namespace) -> int:
                 f"{failed} of {total} questions have no rationale; {failures} says why. Run the same command to ask "
                 f"only these again, or go on without: --max_failures {enough:g}"
             )
-        rows = (
-            Rationale(**row.model_dump(), reason=journal[item.key]["text"].strip())
-            for row, item in zip(questions, requests, strict=True)
-            if item.key in journal
-        )
-        count = write_lines(output, rows)
-    lost = {"questions without a rationale": failed} | (dropped or {})
+        found = ((row, journal[item.key]["text"].strip()) for row, item in pairs if item.key in journal)
+        count = write_lines(output, (Rationale(**row.model_dump(), reason=text) for row, text in found))
+    lost = {"questions without a rationale": failed} | dropped
     phase.finish(count, lost, facts=outcome.usage | {"cost": budget.cost})
     return 0
 
@@ -101,13 +92,8 @@ def _incomplete(error: str) -> int:
 
 
 def import_rationales(args: argparse.Namespace) -> None:
-    """Write the training questions that a published row answers, with its rationale.
-
-    Raises:
-        UsageError: a file is missing or damaged, a row lacks a field, or no row matches.
-    """
-    source, output = dataset_dir(args) / "train.jsonl", dataset_dir(args) / "reason/train_with_reason.jsonl"
-    counts = Counter[str]()
+    """Write the training questions that a published row answers, with its rationale."""
+    source, output, counts = dataset_dir(args) / "train.jsonl", dataset_dir(args) / OUTPUT, Counter[str]()
     dropped = counts if args.skip_bad_rows else None
     questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=dropped)
     phase = Phase(output, [source, *args.source], settings_of(args, "train_questions"))
@@ -128,21 +114,15 @@ class _Published(BaseModel):
 
 
 def match_rationales(questions: Iterable[Question], files: Iterable[Path], counts: Counter[str]) -> list[Rationale]:
-    """Return the questions that a published row answers, with its rationale.
+    """Return the questions that a published row answers, with its rationale; count what does not match.
 
-    Two texts are the same question if they differ at most in case and blanks. The ids of published rows are not used:
-    they may count other rows than ours.
-
-    Args:
-        questions: ours.
-        files: JSON lines, a JSON array, or Parquet, with ``question``, ``golden_answers``, ``reason``.
-        counts: receives what did not match. Of repeated rows the first is used. A rationale is also used where our
-            gold answers differ: it explains the published ones.
+    Two texts are the same question if they differ at most in case and blanks; ids are not used, because published ones
+    may count other rows. Of repeated rows the first is used. A rationale is also used where our gold answers differ.
     """
     published: dict[str, _Published] = {}
     for file in files:
         for where, raw in read_records(file):
-            if absent := sorted({"question", "golden_answers", "reason"} - raw.keys()):
+            if absent := sorted(_Published.model_fields.keys() - raw.keys()):
                 raise UsageError(
                     f"{where}: no field {', '.join(absent)} (there are: {', '.join(sorted(raw))}); published "
                     "rationales need question, golden_answers and reason"

@@ -37,19 +37,18 @@ class _Completion(BaseModel):
 
 
 class UnusableError(Exception):
-    """An answer that cannot be used; ``retry`` if the same request may bring a better one."""
+    """An answer that cannot be used; ``retry`` if the same request may bring a better one.
+
+    ``answer`` is what was received and must be paid for; None if it could not be read.
+    """
 
     def __init__(self, reason: str, retry: bool, answer: dict[str, Any] | None = None) -> None:
-        """``answer`` is what was received and must be paid for; None if it could not be read."""
         super().__init__(reason)
         self.retry, self.answer = retry, answer
 
 
 def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str, Any]:
-    """Read the body of a chat or text completion, JSON that is parsed or not.
-
-    Returns:
-        ``{text, finish_reason, prompt_tokens, completion_tokens, model}``.
+    """Return ``{text, finish_reason, prompt_tokens, completion_tokens, model}`` of a chat or text completion.
 
     Raises:
         UnusableError: no completion; or, unless ``accept_any``, an empty, filtered or cut-off answer.
@@ -84,31 +83,23 @@ def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str,
 
 @dataclass
 class Outcome:
-    """What came of a set of requests: the answers are in the journal, their number and cost here.
+    """What came of a set of requests: the answers are in the journal, their number and cost here."""
 
-    Attributes:
-        journal: answers by request key, as `read_completion` gives them with ``seconds`` and ``attempts``.
-        accept_any: as for `read_completion`.
-        wanted: by request key, whether it has an answer or was handed out to be asked.
-        failures: by request key, why it has no answer.
-        stopped: why requests were left for another call; ``unasked`` of them.
-        answered: requests with an answer, and their tokens in ``usage``; ``asked`` of them by this call.
-    """
-
-    journal: Journal
+    journal: Journal  # answers by request key, as `read_completion` gives them with ``seconds`` and ``attempts``
     budget: Budget
-    accept_any: bool = False
-    wanted: dict[str, bool] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    stopped: str = ""
-    unasked: int = 0
-    answered: int = 0
-    asked: int = 0
+    accept_any: bool = False  # as for `read_completion`
+    wanted: set[str] = field(default_factory=set)  # keys of the requests
+    failures: dict[str, str] = field(default_factory=dict)  # by request key, why it has no answer
+    stopped: str = ""  # why requests were left for another call
+    unasked: int = 0  # how many were left
+    answered: int = 0  # by this call or an earlier one
+    asked: int = 0  # answered by this call
+    # Of the answered requests.
     usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
 
     def want(self, key: str) -> None:
         """Note a request, with the answer and the cost that earlier calls brought."""
-        self.wanted[key] = key in self.journal
+        self.wanted.add(key)
         for name in (key, WASTE + key):
             if name in self.journal:
                 self.budget.add(self.journal[name])
@@ -116,10 +107,9 @@ class Outcome:
             self._count(self.journal[key])
 
     def take(self, key: str, body: bytes | dict[str, Any], **facts: Any) -> None:
-        """Write an answer with its facts to the journal; one that the input no longer asks for is kept for later.
+        """Write an answer with its facts to the journal; count what an unusable one cost before its error passes on.
 
-        Raises:
-            UnusableError: as `read_completion`; what the answer cost is written down and counted.
+        A batch may bring an answer that the input no longer asks for, which is kept for later.
         """
         try:
             answer = read_completion(body, self.accept_any) | facts

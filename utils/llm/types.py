@@ -25,7 +25,7 @@ class Request:
 
     @functools.cached_property
     def key(self) -> str:
-        """The hash of everything that decides the answer; equal requests are asked once."""
+        """The hash of everything that decides the answer."""
         return digest(self.payload)
 
     @property
@@ -78,13 +78,14 @@ class Server:
     @property
     def client_settings(self) -> dict[str, Any]:
         """Keyword arguments of the openai library's clients, which repeat 408, 409, 429, 5xx and lost connections."""
-        names = ("base_url", "timeout", "max_retries")
-        return {name: getattr(self, name) for name in names} | {"api_key": self.api_key or "none"}
+        settings = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": self.max_retries}
+        return settings | {"api_key": self.api_key or "none"}
 
     def clean(self, said: object) -> str:
-        """Return a server's words as one line, without the key it may repeat or anything that steers a terminal."""
+        """Return a server's words as one line, without the key that it may repeat and without control characters."""
         text = f"{type(said).__name__}: {said}" if isinstance(said, Exception) else str(said)
         text = " ".join(printable(text).split())
         # A short key is no secret ("none", for a server that wants none), and may be part of any word.
-        secret = self.api_key if self.api_key and len(self.api_key) >= SHORTEST_SECRET else None
-        return (text.replace(secret, "***") if secret else text)[:300]
+        if self.api_key and len(self.api_key) >= SHORTEST_SECRET:
+            text = text.replace(self.api_key, "***")
+        return text[:300]

@@ -54,15 +54,14 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: filelock gives nobody a lock on a file that has lost its name.
+        # Remove the file while the lock is held: filelock refuses a lock on a file that has been removed.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 def require_space(folder: Path, size: float, what: str) -> None:
     """Refuse to write ``size`` bytes where the disk has less left; ``what`` names the files in the message."""
-    free = free_space(folder)
-    if free < size:
+    if (free := free_space(folder)) < size:
         raise UsageError(f"{what} will take about {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB left")
 
 
@@ -72,7 +71,7 @@ def free_space(folder: Path) -> int:
 
 
 def reserve(path: Path) -> None:
-    """Take the disk space of a file before it is written through a memory map, where a full disk is a SIGBUS."""
+    """Allocate the disk space of a file before it is written by a memory map, where a full disk ends the process."""
     with open(path, "r+b") as handle:
         os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
+from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.store.files import locked
@@ -24,14 +25,9 @@ SYNC_SECONDS = 1.0  # between fsyncs: the most that a power cut costs
 class Records(Mapping[str, dict[str, Any]]):
     """The records of a journal by key; memory holds the keys and offsets, the records stay on disk.
 
-    Each line is ``{"key": ..., **record}``. A last line without its end is dropped; a damaged line further up is
-    skipped, and that is said.
-
-    Args:
-        path: the file.
-        made_with: the settings that the records depend on. A file made with others counts as empty, and that is said.
-            None: the keys tell all that a record depends on. A damaged first line is then refused, because the
-            answers below it may have cost money.
+    Each line is ``{"key": ..., **record}``. A torn last line is dropped; damaged lines are skipped and counted aloud.
+    ``made_with`` are the settings that the records depend on: a file made with others counts as empty. Where it is
+    None, the keys tell all settings, and a damaged first line is refused: the answers below may have cost money.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
@@ -49,7 +45,7 @@ class Records(Mapping[str, dict[str, Any]]):
                 if made_with is None:
                     raise UsageError(f"{path} is no journal, or its first line is damaged; mend it or move it away")
                 print(f"{path}: left by other inputs or settings; begun anew", file=sys.stderr)
-                return
+                break
             if isinstance(key := row.get("key"), str):
                 group[key] = offset
             elif offset:
@@ -63,10 +59,8 @@ class Records(Mapping[str, dict[str, Any]]):
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         self._lines.seek(self._offsets[key])
-        row: dict[str, Any] = orjson.loads(self._lines.readline())
-        del row["key"]
-        row.pop(MORE, None)
-        return row
+        row = orjson.loads(self._lines.readline())
+        return {name: value for name, value in row.items() if name not in ("key", MORE)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._offsets)
@@ -81,7 +75,7 @@ class Records(Mapping[str, dict[str, Any]]):
         """Close the file."""
         self._lines.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +115,7 @@ class Journal(Records):
             while written < len(line):
                 written += self._file.write(line[written:])
         except OSError:
-            # A full disk may take half a line; without that half, later records stay readable.
+            # A full disk may take half a line, which would damage the next one.
             self._file.truncate(self._size)
             raise
         self._size += written
@@ -141,7 +135,7 @@ class Journal(Records):
         super().close()
 
     def delete(self) -> None:
-        """Remove the journal once its records are in a finished output."""
+        """Remove the file, once its records are in a finished output."""
         self.path.unlink(missing_ok=True)
         self.close()
 
@@ -168,21 +162,12 @@ def resume(
     work: Callable[[Iterable[list[Any]]], Iterator[tuple[int, list[dict[str, Any]]]]],
     desc: str,
 ) -> None:
-    """Do ``work`` on the items that are not in the journal yet, a chunk at a time, with a progress bar.
+    """Do ``work`` on the items that are not in the journal yet, and append one record per item.
 
-    A chunk is kept whole or not at all, so that a resumed run forms the same chunks: the last digits of what a model
-    says of an item depend on the other items in its batch.
-
-    Args:
-        journal: receives one record per item.
-        items: all items, done or not.
-        key: gives the journal key of an item.
-        chunk: items per chunk.
-        work: takes chunks; yields the number of each chunk and its records, in any order.
-        desc: text of the progress bar.
+    ``work`` takes chunks of items, and yields the number of each chunk with its records, in any order. A chunk is kept
+    whole or not at all, so that a resumed run forms the same chunks: the last digits of what a model says about an item
+    depend on the other items in its batch.
     """
-    from tqdm import tqdm
-
     todo = [item for item in items if key(item) not in journal]
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=desc, unit="question") as bar:
         chunks = list(in_chunks(todo, chunk))

@@ -18,7 +18,7 @@ from utils.store.files import atomic
 
 Row = TypeVar("Row", bound=BaseModel)
 PathLike = str | os.PathLike[str]
-# Gets the kind of a fault and the error; it raises the error, or returns and the line is left out.
+# Takes the kind of a fault and its error; either raises the error, or returns, and the line is left out.
 OnFault = Callable[[str, UsageError], None]
 
 BOM = b"\xef\xbb\xbf"
@@ -39,7 +39,7 @@ def read_jsonl(path: PathLike, made_by: str = "") -> Iterator[tuple[int, dict[st
 def read_with_offsets(
     path: PathLike, made_by: str = "", on_fault: OnFault = refuse
 ) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
-    """Yield what `parse_lines` yields for the lines of a file."""
+    """Open a file and yield what `parse_lines` does."""
     try:
         lines = open(path, "rb")
     except FileNotFoundError:
@@ -53,28 +53,22 @@ def parse_lines(
 ) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
     """Yield ``(line number, offset in bytes, length in bytes, object)`` of each line that is not blank.
 
-    Args:
-        lines: of the file, from the line of number ``first`` on; offsets count from the first of these bytes.
-        path: named in messages.
-        on_fault: called for each line that is not a JSON object.
-        first: number of the first line.
+    ``lines`` may begin anywhere in the file: ``first`` is the number of its first line, where offsets begin with 0.
     """
     offset = 0
     for number, line in enumerate(lines, first):
-        start, size = offset, len(line)
-        offset += size
-        if number == 1:
-            line = line.removeprefix(BOM)
-        if not line or line.isspace():
+        start, offset = offset, offset + len(line)
+        text = line.removeprefix(BOM) if number == 1 else line
+        if not text or text.isspace():
             continue
         try:
-            row = orjson.loads(line)
+            row = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            fault = UsageError(f"{path}:{number}: not valid JSON ({error}); {_remedy(line)}")
+            fault = UsageError(f"{path}:{number}: not valid JSON ({error}); {_remedy(text)}")
             on_fault("lines that are not valid JSON", fault)
             continue
         if isinstance(row, dict):
-            yield number, start, size, row
+            yield number, start, len(line), row
         else:
             fault = UsageError(f"{path}:{number}: a JSON object is expected, not {type(row).__name__}")
             on_fault("lines that are no JSON object", fault)
@@ -121,15 +115,10 @@ def read_rows(
     unique: str = "id",
     dropped: Counter[str] | None = None,
 ) -> list[Row]:
-    """Read a JSON-lines file as rows of ``model``.
+    """Read the first ``limit`` rows (0: all) of a JSON-lines file; no two may have the same ``unique`` field.
 
-    Args:
-        path: the file.
-        model: of a row.
-        made_by: the command that makes the file, named when it is missing or empty.
-        limit: read only the first rows (0: all).
-        unique: the field that no two rows may share.
-        dropped: counts unusable rows by fault and leaves them out; None refuses them with an error.
+    ``dropped`` counts unusable rows by fault, and they are left out; None refuses them. An error about a missing or
+    empty file names the command ``made_by``.
     """
 
     def leave_out(kind: str, error: UsageError) -> None:

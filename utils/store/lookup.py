@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,11 @@ from utils.store.rows import Passage
 
 
 class LineIndex:
-    """Rows of a JSON-lines file by key; memory holds the key and three integers per row.
-
-    Args:
-        path: the file.
-        key: gives a row's key, which no other row may have.
-        made_by: the command that makes the file, named when it is missing or empty.
-    """
+    """Rows of a JSON-lines file by key, which ``key`` gives; memory holds the key and three integers per row."""
 
     def __init__(self, path: str | os.PathLike[str], key: Callable[[dict[str, Any]], str], made_by: str = "") -> None:
         self.path = path
-        self._positions: dict[str, int] = {}
-        self._numbers, self._offsets, self._sizes = array("Q"), array("Q"), array("Q")
+        self._lines: dict[str, tuple[int, int, int]] = {}  # number, offset, size
         for number, offset, size, row in read_with_offsets(path, made_by):
             try:
                 name = key(row)
@@ -35,53 +27,46 @@ class LineIndex:
                 raise UsageError(f"{path}:{number}: field {error} is missing") from None
             if not isinstance(name, str):
                 raise UsageError(f"{path}:{number}: a text is expected that names the line, not {name!r:.80}")
-            position = len(self._positions)
-            if (first := self._positions.setdefault(name, position)) != position:
-                raise UsageError(f"{path}:{number}: {name[:80]!r} is on line {self._numbers[first]} too")
-            self._numbers.append(number)
-            self._offsets.append(offset)
-            self._sizes.append(size)
-        if not self._positions:
+            if name in self._lines:
+                raise UsageError(f"{path}:{number}: {name[:80]!r} is on line {self._lines[name][0]} too")
+            self._lines[name] = number, offset, size
+        if not self._lines:
             raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
         self._file = open(path, "rb", buffering=0)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._positions
+        return key in self._lines
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._lines)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._positions)
+        return iter(self._lines)
 
     def __getitem__(self, key: str) -> tuple[str, dict[str, Any]]:
         """Return ``("path:line", row)`` of a key."""
-        position = self._positions[key]
+        number, offset, size = self._lines[key]
         # pread moves no shared file position, so threads and forked processes can read at the same time.
-        line = os.pread(self._file.fileno(), self._sizes[position], self._offsets[position])
-        return f"{self.path}:{self._numbers[position]}", orjson.loads(line.removeprefix(BOM))
+        line = os.pread(self._file.fileno(), size, offset)
+        return f"{self.path}:{number}", orjson.loads(line.removeprefix(BOM))
 
 
 def passages_path(docs: str | os.PathLike[str]) -> Path:
-    """Return the file of the texts beside a candidates file: ``train_docs_20000.passages.jsonl``, a FlashRAG corpus."""
+    """Return the corpus of the passages in a candidates file, which lies beside it."""
     return Path(docs).with_suffix(".passages.jsonl")
 
 
 class PassageTexts:
-    """Passage texts by id, read from a file of JSON lines ``{id, contents}`` when they are asked for."""
+    """The texts of a corpus by passage id, read from the file when they are asked for."""
 
-    def __init__(self, path: str | os.PathLike[str], made_by: str = "") -> None:
-        made_by = made_by or "python dataset_generation.py --dataset NAME --phase get_docs"
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        made_by = "python dataset_generation.py --dataset NAME --phase get_docs"
         self._rows = LineIndex(path, lambda row: str(row["id"]), made_by)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
     def __getitem__(self, passage_id: str) -> str:
-        """Return the passage's ``contents``."""
         try:
             where, raw = self._rows[passage_id]
         except KeyError:

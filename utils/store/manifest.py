@@ -32,8 +32,8 @@ def digest(value: Any) -> str:
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """Return a hash of a file or folder, or ``name:PATH`` if there is none (a hub id).
 
-    A file above 1 GiB is hashed by its size and 64 blocks of 1 MiB spread evenly over it, because reading an index of
-    65 GB takes minutes. A folder is hashed by the names and contents of its files.
+    A folder is hashed by the names and contents of its files. Of a file above 1 GiB, the size and 64 blocks of 1 MiB
+    spread evenly over it are hashed, because reading an index of 65 GB takes minutes.
     """
     path = Path(path)
     if path.is_dir():
@@ -58,8 +58,6 @@ def _file_hash(path: Path, size: int, mtime: int) -> str:
 
 
 class _Manifest(BaseModel):
-    """A manifest as it is read; the fields with defaults are for readers only."""
-
     key: str
     rows: int
     command: str
@@ -67,6 +65,7 @@ class _Manifest(BaseModel):
     inputs: dict[str, str]
     output_sha256: str
     beside: dict[str, str] = {}
+    # The rest is for readers only.
     output: str = ""
     dropped: dict[str, int] = {}
     facts: dict[str, Any] = {}
@@ -77,15 +76,10 @@ class _Manifest(BaseModel):
 
 
 class Phase:
-    """One output of one command, with its manifest ``OUTPUT.manifest.json``.
+    """One output of one command, made from files, folders or hub ids, with its manifest ``OUTPUT.manifest.json``.
 
-    Args:
-        output: the file or folder that the command makes.
-        inputs: files, folders or hub ids that it is made from.
-        settings: every setting that changes it; none of them secret.
-        scratch: files and folders that the work on it locks (see `utils.store.files.locked`) and removes in the end;
-            those that a kill has left are removed once the output is found finished.
-        folder: whether the output is a folder.
+    ``settings`` are all that change the output. ``scratch`` are the files and folders that the command works in and
+    removes at its end; those that a kill has left are removed once the output is found finished.
     """
 
     def __init__(
@@ -107,11 +101,7 @@ class Phase:
         _check_inputs(self.inputs)
 
     def is_done(self, overwrite: bool) -> bool:
-        """Return whether the output was made from the same inputs and settings, and print what was found.
-
-        Raises:
-            UsageError: the output was changed after it was made.
-        """
+        """Return whether the output was made from the same inputs and settings; refuse one that was changed since."""
         if overwrite or not self.output.exists() or not self.manifest.exists():
             return False
         done = read_manifest(self.manifest)
@@ -136,20 +126,16 @@ class Phase:
         return True
 
     def claim(self) -> None:
-        """Note before the output is written that this project makes it, for phases that spare other people's files."""
+        """Mark the output as unfinished and this project's own, for phases that never overwrite files of others."""
         with atomic(self.manifest) as handle:
             handle.write(orjson.dumps({UNFINISHED: command_line()}))
 
     def finish(
         self, rows: int, dropped: Mapping[str, int] | None = None, beside: Iterable[Path] = (), **facts: Any
     ) -> None:
-        """Write the manifest and print one line of what was made and what was dropped.
+        """Write the manifest, and print how many rows were written and how many were dropped, by fault.
 
-        Args:
-            rows: in the output.
-            dropped: how many rows are not, by fault.
-            beside: files that belong to the output and are checked with it.
-            facts: whatever else a reader should know.
+        The files ``beside`` belong to the output and are checked with it.
         """
         seconds = round((datetime.now(UTC) - self._started).total_seconds(), 1)
         dropped = {fault: count for fault, count in (dropped or {}).items() if count}
@@ -204,7 +190,7 @@ def _check_place(output: Path, folder: bool) -> None:
 def _check_inputs(inputs: Mapping[str, str]) -> None:
     """Refuse inputs (path -> fingerprint) that the manifests beside them contradict."""
     origins = dict(inputs)
-    for name, found in inputs.items():
+    for name in inputs:
         path = Path(name)
         manifest = manifest_path(path)
         if not manifest.exists():
@@ -212,9 +198,9 @@ def _check_inputs(inputs: Mapping[str, str]) -> None:
         made = read_manifest(manifest)
         if UNFINISHED in made:
             raise UsageError(f"the making of {path} was interrupted; run: {made[UNFINISHED]}")
-        promised = {path.with_name(other): value for other, value in made["beside"].items()}
-        for part, value in {path: made["output_sha256"], **promised}.items():
-            if (found if part == path else fingerprint(part)) != value:
+        for name_beside, value in {path.name: made["output_sha256"], **made["beside"]}.items():
+            part = path.with_name(name_beside)
+            if fingerprint(part) != value:
                 raise UsageError(
                     f"{part} is not what {manifest} says was made: it was changed since, or its making was "
                     f"interrupted. Make it again by {made['command']} --overwrite, or remove the manifest to use it as "

@@ -56,10 +56,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Return processor, usable cores, memory, and the GPUs if the phase has used torch.
-
-    For example ``AMD EPYC (family 23 model 1; AVX2), 2 cores, 24 GiB``.
-    """
+    """Return processor, usable cores, memory, and the GPUs if the phase has used torch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     parts = [processor(Path("/proc/cpuinfo")), f"{cores} cores", f"{memory:.0f} GiB"]
@@ -71,10 +68,7 @@ def machine() -> str:
 
 def processor(cpuinfo: Path) -> str:
     """Return the processor's name, family and model number, and which of `INSTRUCTION_SETS` it has."""
-    try:
-        first = cpuinfo.read_text().partition("\n\n")[0]
-    except OSError:
-        first = ""
+    first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
     about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
     if "model name" not in about or "cpu family" not in about:  # not Linux, or not x86
         return about.get("model name") or platform.processor() or platform.machine()

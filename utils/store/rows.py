@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
 
 
 def _text(value: Any) -> Any:
@@ -30,7 +30,6 @@ Answers = Annotated[list[Name], BeforeValidator(_list)]
 class Question(BaseModel):
     """A line of ``dataset/NAME/{train,dev,test}.jsonl``, FlashRAG's format."""
 
-    model_config = ConfigDict(extra="ignore")
     id: Name
     question: Text
     golden_answers: Annotated[Answers, Field(min_length=1)]
@@ -46,7 +45,6 @@ class Rationale(Question):
 class Passage(BaseModel):
     """A line of a FlashRAG corpus; ``contents`` is the title, a newline, and the text."""
 
-    model_config = ConfigDict(extra="ignore")
     id: Name
     contents: Text
 
