@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,13 +81,7 @@ class Results:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
-        self._runs: dict[Run, FinishedRun | None] = {}
-
-    def of(self, run: Run) -> FinishedRun | None:
-        """Return a run's results; None if it was not made, or made with other settings or another reranker."""
-        if run not in self._runs:
-            self._runs[run] = self._read(run)
-        return self._runs[run]
+        self.of = functools.cache(self._read)
 
     def values(self, run: Run, metric: str) -> dict[str, float]:
         """Return question id -> score, empty if there is none; a category of MMLU stands for EM over its questions."""
@@ -122,6 +117,7 @@ class Results:
         return filled
 
     def _read(self, run: Run) -> FinishedRun | None:
+        """Return a run's results; None if it was not made, or made with other settings or another reranker."""
         folder = self.plan.folder(run)
         if not all((folder / name).exists() for name in (ANSWERS, MANIFEST)):
             return None

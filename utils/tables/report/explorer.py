@@ -51,7 +51,8 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
         scores = {"retrieval": [by_retrieval[pid] for pid in row.passage_ids], "rationale": row.scores}
         scores["fused"] = fuse(row.scores, scores["retrieval"], run.weight).tolist()
         # explorer.js expects the ranks by retrieval, rationale and fused score, in this order.
-        ranks = [_ranks(values) for values in scores.values()]
+        # The argsort of an order is each passage's place in it.
+        ranks = [(descending(values).argsort() + 1).tolist() for values in scores.values()]
         passages = []
         for i in descending(scores["fused"]).tolist():
             pid = row.passage_ids[i]
@@ -100,11 +101,6 @@ def _ranked(manifest: dict[str, Any], limit: int, shown: dict[str, str]) -> tupl
     shown.update((pid, texts[pid]) for row in rows for pid in row.passage_ids if pid not in shown)
     ranked = {row.id: [[p, round(s, 4)] for p, s in zip(row.passage_ids, row.scores, strict=True)] for row in rows}
     return ranked, {} if manifest["settings"]["answer_type"] == "letter" else relevance(rows, texts)
-
-
-def _ranks(scores: Any) -> list[int]:
-    order = descending(scores).tolist()
-    return [rank for _, rank in sorted(zip(order, range(1, len(order) + 1), strict=True))]
 
 
 def _roles(lines: Path, queries: set[str]) -> dict[tuple[str, str], str]:
