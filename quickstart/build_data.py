@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from quickstart import packaged
 from utils.config import UsageError, run_main
@@ -40,8 +40,7 @@ BASE_NEGATIVES = 3
 BASE_DEPTH = 20
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """How much a profile takes; a larger choice of questions begins with those of a smaller one."""
 
     train: int  # NQ-open questions to train on
@@ -69,35 +68,25 @@ class Bm25:
         import bm25s
         import Stemmer
 
+        stemmer = Stemmer.Stemmer("english")
+        self._tokens = partial(bm25s.tokenize, stopwords="en", stemmer=stemmer, show_progress=False)
         self._size = len(texts)
-        self._stemmer = Stemmer.Stemmer("english")
         self._index = bm25s.BM25(backend="numpy")
-        self._index.index(self._tokens(texts, return_ids=True), show_progress=False)
-
-    def _tokens(self, texts: Sequence[str], return_ids: bool) -> Any:
-        import bm25s
-
-        return bm25s.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=return_ids, show_progress=False
-        )
+        self._index.index(self._tokens(list(texts)), show_progress=False)
 
     def top(self, queries: Sequence[str], depth: int) -> list[list[int]]:
         """Return positions of each query's best passages, best first, without those that share no word with it."""
+        tokens = self._tokens(list(queries), return_ids=False)
         # Twice as deep: of passages with equal scores at the cut, the library keeps any.
-        found, scores = self._index.retrieve(
-            self._tokens(queries, return_ids=False),
-            k=min(2 * depth, self._size),
-            show_progress=False,
-            backend_selection="numpy",
-        )
+        k = min(2 * depth, self._size)
+        found, scores = self._index.retrieve(tokens, k=k, show_progress=False, backend_selection="numpy")
         return [
             [i for score, i in sorted(zip(-row, ids.tolist(), strict=True)) if score < 0][:depth]
             for row, ids in zip(scores, found, strict=True)
         ]
 
 
-@dataclass
-class Output:
+class Output(NamedTuple):
     """Rows of one output file, and how many were dropped, by reason."""
 
     rows: list[Any]
@@ -124,9 +113,9 @@ def boolq_contents(passage: str) -> str:
 
 def read_nq(combined: Path, test: Path) -> dict[str, list[Question]]:
     """Read NQ-open's questions by split: test is the test file, train the rest of the combined file."""
-    rows = {"test": list(read_jsonl(test)), "train": list(read_jsonl(combined))}
+    rows = {"test": list(read_jsonl(test))}
     held_out = {prepare(row["question"]) for _, row in rows["test"]}
-    rows["train"] = [(n, row) for n, row in rows["train"] if prepare(row["question"]) not in held_out]
+    rows["train"] = [(n, row) for n, row in read_jsonl(combined) if prepare(row["question"]) not in held_out]
     return {
         split: [Question(id=f"{split}_{n}", question=row["question"], golden_answers=row["answer"]) for n, row in found]
         for split, found in rows.items()
@@ -155,14 +144,13 @@ def choose(items: Sequence[int], number: int, seed: int, what: str) -> list[int]
 def read_mmlu(path: Path, made_by: str, number: int, seed: int) -> Output:
     """Read ``number`` MMLU rows, unchanged, one of each subject in turn."""
     subjects: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    total = 0
     for line, row in read_jsonl(path, made_by):
         question = parse_row(row, Question, f"{path}:{line}")
         subject = (question.metadata or {}).get("subject")
         if not isinstance(subject, str):
             raise UsageError(f"{path}:{line}: field 'metadata.subject' must be a subject's name; run: {made_by}")
         subjects[subject].append(row)
-        total += 1
+    total = sum(map(len, subjects.values()))
     if total < number:
         raise UsageError(f"{path} has {total} rows, {number} are wanted; run: {made_by}")
     order, rng = sorted(subjects), Random(seed)
@@ -179,13 +167,8 @@ def base_groups(
 ) -> Output:
     """Make groups of a BoolQ question, its own passage, and three BM25 passages of other articles.
 
-    Args:
-        boolq: the file of questions and passages.
-        barred: `prepare`d questions that must not be trained on.
-        bm25: index over ``passages``.
-        passages: where negatives come from.
-        number: groups before those with too few negatives are dropped.
-        seed: seed of the choice of questions and of negatives.
+    ``barred`` are `prepare`d questions that must not be trained on. Of the ``number`` questions that are drawn, those
+    with too few negatives are dropped.
     """
     rows = [row for _, row in read_jsonl(boolq)]
     free = [position for position, row in enumerate(rows) if prepare(row["question"]) not in barred]
@@ -207,8 +190,10 @@ def _title(contents: str) -> str:
     return contents.partition("\n")[0].casefold().strip()
 
 
-def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) -> dict[str, Output]:
-    """Make the rows of every output; ``mmlu_made_by`` is the command to name if MMLU is missing."""
+def build(sources: dict[str, Path], sizes: Sizes, seed: int) -> dict[str, Output]:
+    """Make the rows of every output."""
+    data = sources["mmlu"].parent.parent
+    mmlu_made_by = MADE_BY + ("" if data == Path("dataset") else f" --data_dir {data}")
     outputs = {"mmlu": read_mmlu(sources["mmlu"], mmlu_made_by, sizes.mmlu, seed)}
     passages = read_passages(sources["boolq"], sources["wiki"])
     bm25 = Bm25([passage.contents for passage in passages])
@@ -237,20 +222,8 @@ def build(sources: dict[str, Path], sizes: Sizes, seed: int, mmlu_made_by: str) 
     return outputs
 
 
-def make(sources: dict[str, Path], paths: dict[str, Path], settings: dict[str, Any], overwrite: bool) -> None:
-    """Write the outputs and their manifests, unless all are finished."""
-    phases = {name: Phase(path, sources.values(), settings) for name, path in paths.items()}
-    if all([phase.is_done(overwrite) for phase in phases.values()]):
-        return
-    mmlu = sources["mmlu"]
-    made_by = MADE_BY + ("" if mmlu.parent.parent == Path("dataset") else f" --data_dir {mmlu.parent.parent}")
-    outputs = build(sources, SIZES[settings["profile"]], settings["seed"], made_by)
-    for name, phase in phases.items():
-        phase.finish(write_lines(paths[name], outputs[name].rows), outputs[name].dropped)
-
-
-def main(argv: Iterable[str] | None = None) -> int:
-    """Build one profile's data."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build one profile's data, unless all of it is finished."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -260,7 +233,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, help="where the passages go [indexes/PROFILE/corpus.jsonl]")
     parser.add_argument("--seed", type=int, default=42, help="seed of every choice [42]")
     parser.add_argument("--overwrite", action="store_true", help="build it even if it is finished")
-    args = parser.parse_args(None if argv is None else list(argv))
+    args = parser.parse_args(argv)
 
     data = args.data_dir or DATA_DIRS[args.profile]
     sources = {
@@ -278,7 +251,12 @@ def main(argv: Iterable[str] | None = None) -> int:
         "corpus": args.corpus or Path("indexes") / args.profile / "corpus.jsonl",
     }
     sizes = SIZES[args.profile]
-    make(sources, paths, {"profile": args.profile, "seed": args.seed, **asdict(sizes)}, args.overwrite)
+    settings = {"profile": args.profile, "seed": args.seed, **sizes._asdict()}
+    phases = {name: Phase(path, sources.values(), settings) for name, path in paths.items()}
+    if not all([phase.is_done(args.overwrite) for phase in phases.values()]):
+        outputs = build(sources, sizes, args.seed)
+        for name, phase in phases.items():
+            phase.finish(write_lines(phase.output, outputs[name].rows), outputs[name].dropped)
     return 0
 
 

@@ -39,9 +39,10 @@ def smollm_path() -> Path:
 def place(source: Path, name: Path) -> None:
     """Make ``name`` a link to the folder ``source``, or a copy where links are impossible; replace another link."""
     if name.is_dir() and not name.is_symlink():
-        if _same_files(source, name):
-            return
-        raise UsageError(f"{name} is a folder with other files than {source}; move it away and run this again")
+        files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+        if filecmp.cmpfiles(source, name, files, shallow=False)[0] != files:
+            raise UsageError(f"{name} is a folder with other files than {source}; move it away and run this again")
+        return
     with made_whole(name) as aside:
         try:
             aside.symlink_to(source.resolve(), target_is_directory=True)
@@ -88,11 +89,6 @@ def made_whole(output: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _same_files(source: Path, copy: Path) -> bool:
-    names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
-    return len(filecmp.cmpfiles(source, copy, names, shallow=False)[0]) == len(names)
-
-
 def main() -> int:
     """Place the models and print where they are."""
     parser = argparse.ArgumentParser(
@@ -105,13 +101,12 @@ def main() -> int:
     place(minilm_path(), encoder)
     print(f"{encoder} -> {minilm_path()}")
     if args.all:
-        for output, make in {
-            args.models_dir / "minilm-l3": lambda path: first_layers(minilm_path(), 3, path),
-            args.models_dir / "smollm2-135m": lambda path: unquantised(smollm_path(), path),
-        }.items():
-            if not output.exists():
-                make(output)
-            print(output)
+        smaller, llm = args.models_dir / "minilm-l3", args.models_dir / "smollm2-135m"
+        if not smaller.exists():
+            first_layers(minilm_path(), 3, smaller)
+        if not llm.exists():
+            unquantised(smollm_path(), llm)
+        print(smaller, llm, sep="\n")
     print(f"the language model is {smollm_path()}; serve it: python -m quickstart.server")
     return 0
 

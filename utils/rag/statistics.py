@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 RESAMPLES = 10_000
 EXACT = 13  # differing questions up to which all signs are tried: 2 ** 13 < RESAMPLES
@@ -34,8 +33,7 @@ def bootstrap(values: Sequence[float], seed: int) -> Interval:
     # Resamples of equal values are all the same: a width of zero would claim a certainty that the data do not give.
     if len(set(values)) < 2:
         return Interval(float(data.mean()), None, None, len(data))
-    batch = max(1, DRAWS_AT_ONCE // len(data))
-    rng = np.random.default_rng(seed)
+    rng, batch = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // len(data))
     found = stats.bootstrap((data,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=batch, rng=rng)
     low, high = found.confidence_interval
     return Interval(float(data.mean()), float(low), float(high), len(data))
@@ -56,19 +54,15 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: 
     if len(rest) < 2:
         return interval, 1.0
     if len(rest) <= EXACT:
-        test = stats.permutation_test((rest,), _mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
+        test = stats.permutation_test((rest,), np.mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
         return interval, float(test.pvalue)
     # permutation_test draws random signs too, but ten times slower.
     rng, batch = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // len(rest))
     found = stats.monte_carlo_test(
-        rest, lambda size: rng.choice([-1.0, 1.0], size) * rest, _mean,
+        rest, lambda size: rng.choice([-1.0, 1.0], size) * rest, np.mean,
         vectorized=True, n_resamples=RESAMPLES - 1, batch=batch,
     )  # fmt: skip
     return interval, float(found.pvalue)
-
-
-def _mean(data: Any, axis: int) -> Any:
-    return data.mean(axis=axis)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -110,7 +110,7 @@ def faults(experiment: Experiment) -> Iterator[str]:
         if table.baseline not in table.conditions:
             yield f"table '{name}': baseline '{table.baseline}' must be one of its conditions"
     for name, task in experiment.tasks.items():
-        if task.reranker_task is not None and task.reranker_task not in experiment.tasks:
+        if (task.reranker_task or name) not in experiment.tasks:
             yield f"task '{name}': reranker_task '{task.reranker_task}' is not under 'tasks'"
     # A run's manifest has the model's name but no address, so one name on two servers could not be told apart.
     servers: dict[str, str] = {}

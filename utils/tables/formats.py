@@ -24,18 +24,21 @@ TEX = {
 
 
 def write_tables(tables: Sequence[FilledTable], plan: Plan, folder: Path) -> str:
-    """Write each table as Markdown, LaTeX and CSV, all of them as one Markdown file, and return their Markdown."""
+    """Write each table in each format, and all of the experiment's as one Markdown file; return the Markdown."""
     for table in tables:
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows([CSV_COLUMNS, *csv_rows(table, plan)])
         for suffix, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", lines.getvalue())):
-            with atomic(folder / f"{table.name}.{suffix}") as handle:
-                handle.write(text.encode())
+            _write(folder / f"{table.name}.{suffix}", text)
     together = "\n".join(map(markdown, tables))
     if len(tables) == len(plan.experiment.tables):
-        with atomic(folder / "all.md") as handle:
-            handle.write(together.encode())
+        _write(folder / "all.md", together)
     return together
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as handle:
+        handle.write(text.encode())
 
 
 def markdown(table: FilledTable) -> str:
@@ -68,32 +71,26 @@ def latex(table: FilledTable) -> str:
 
 def csv_rows(table: FilledTable, plan: Plan) -> list[list[Any]]:
     """Return everything known of each cell, in the order of `CSV_COLUMNS`."""
-    rows: list[list[Any]] = []
-    for cell in table.cells:
-        run, found, gap = cell.run, cell.found, cell.difference
-        rows.append(
-            [
-                table.name, run.task, run.generator, run.reranker, cell.condition, cell.metric,
-                *((found.mean, found.low, found.high, found.n) if found else [None] * 4),
-                *((table.baseline, gap.mean, gap.low, gap.high) if gap else [None] * 4),
-                cell.p_raw, cell.p, cell.paper_value or None, plan.folder(run),
-            ]
-        )  # fmt: skip
-    return rows
+    return [
+        [
+            table.name, cell.run.task, cell.run.generator, cell.run.reranker, cell.condition, cell.metric,
+            *((found.mean, found.low, found.high, found.n) if (found := cell.found) else [None] * 4),
+            *((table.baseline, gap.mean, gap.low, gap.high) if (gap := cell.difference) else [None] * 4),
+            cell.p_raw, cell.p, cell.paper_value, plan.folder(cell.run),
+        ]
+        for cell in table.cells
+    ]  # fmt: skip
 
 
 def headings(table: FilledTable) -> tuple[str, list[str]]:
     """Return the caption and the columns' heads, with n in the caption where all columns of each task share it."""
     heads = [f"{task} {metric}" if len({t for t, _ in table.columns}) > 1 else metric for task, metric in table.columns]
     counts = [{cell.found.n for row in table.rows if (cell := row.cells[i]).found} for i in range(len(heads))]
-    by_task: dict[str, set[int]] = {}
-    for (task, _), found in zip(table.columns, counts, strict=True):
-        by_task.setdefault(task, set()).update(found)
-    if any(len(found) > 1 for found in by_task.values()):  # MMLU's categories have questions of their own
+    known = list(dict.fromkeys((task, n) for (task, _), ns in zip(table.columns, counts, strict=True) for n in ns))
+    if len(known) > len(dict(known)):  # a task's columns differ in n: MMLU's categories have questions of their own
         told = [f", n = {'/'.join(map(str, sorted(found)))}" if found else "" for found in counts]
         return table.caption, [head + n for head, n in zip(heads, told, strict=True)]
-    known = {task: found.pop() for task, found in by_task.items() if found}
-    told = [f"n = {n}" if len(known) == 1 else f"{task}: n = {n}" for task, n in known.items()]
+    told = [f"n = {n}" if len(known) == 1 else f"{task}: n = {n}" for task, n in known]
     return f"{table.caption} ({', '.join(told)})" if told else table.caption, heads
 
 
@@ -109,7 +106,7 @@ def note(table: FilledTable) -> str:
 
 
 def decimals(value: float) -> str:
-    """Return ``.123``, the leading zero left out."""
+    """Return ``.123``, without the leading zero."""
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pydantic import FiniteFloat
 
 from utils.config import UsageError
-from utils.tables.experiment import EXPERIMENTS, Strict, Table, condition_faults, read_model
+from utils.tables.experiment import EXPERIMENTS, PARTS, Strict, Table, condition_faults, read_model
 from utils.tables.results import FilledTable, Results
 
 
@@ -47,16 +47,16 @@ class PaperValues(Strict):
 def fill_tables(results: Results, tables: Mapping[str, Table]) -> list[FilledTable]:
     """Fill tables, with the paper's values in their cells if the experiment names a file of them."""
     filled = [results.fill(name, table) for name, table in tables.items()]
-    if file := results.plan.experiment.paper_values:
-        values = read_model(EXPERIMENTS / file, PaperValues).values
-        for row in (row for table in filled for row in table.rows):
-            for cell in row.cells:
-                key = (cell.run.task, row.generator, row.reranker, cell.condition, cell.metric)
-                cell.paper_value = "; ".join(
-                    f"{v.value:g}{f' % over {v.relative_to}' if v.relative_to else ''} ({v.source})"
-                    for v in values
-                    if (v.task, v.generator, v.reranker, v.condition, v.metric) == key
-                )
+    file = results.plan.experiment.paper_values
+    values = read_model(EXPERIMENTS / file, PaperValues).values if file else []
+    for row in (row for table in filled for row in table.rows):
+        for cell in row.cells:
+            key = (cell.run.task, row.generator, row.reranker, cell.condition, cell.metric)
+            cell.paper_value = "; ".join(
+                f"{v.value:g}{f' % over {v.relative_to}' if v.relative_to else ''} ({v.source})"
+                for v in values
+                if (v.task, v.generator, v.reranker, v.condition, v.metric) == key
+            )
     return filled
 
 
@@ -65,45 +65,41 @@ def compare(results: Results) -> tuple[list[str], bool]:
     path = results.plan.experiment.paper_values
     if path is None:
         raise UsageError("--check: the experiment names no file of the paper's values ('paper_values')")
-    file, lines, agreed, compared = read_model(EXPERIMENTS / path, PaperValues), [], 0, 0
+    file = read_model(EXPERIMENTS / path, PaperValues)
+    lines, verdicts = [], []
     for value in file.values:
         if None in (value.task, value.generator, value.reranker):
             lines.append(f"not compared: {value.metric} {value.value:g} ({value.source}): {value.remark}")
             continue
-        measured, compared = _measured(value, results), compared + 1
+        measured = _measured(value, results)
         tolerance = file.tolerance if value.tolerance is None else value.tolerance
-        agrees = measured is not None and abs(measured - value.value) <= tolerance
-        agreed += agrees
+        verdicts.append(measured is not None and abs(measured - value.value) <= tolerance)
         names = f"{value.task} {value.generator} {value.reranker} {value.condition} {value.metric}"
         unit = f"gain over {value.relative_to} in percent" if value.relative_to else "percent"
         found = "nothing" if measured is None else f"{measured:.2f}"
         lines.append(
-            f"{'agrees' if agrees else 'MISS'}: {names}, {unit}: {value.value:g} in the paper ({value.source}), "
+            f"{'agrees' if verdicts[-1] else 'MISS'}: {names}, {unit}: {value.value:g} in the paper ({value.source}), "
             f"{found} measured, tolerance {tolerance:g}"
         )
-    skipped = len(file.values) - compared
-    lines.append(f"{agreed} of {compared} paper values agree, {skipped} are not compared")
-    return lines, compared > 0 and agreed == compared
+    skipped = len(file.values) - len(verdicts)
+    lines.append(f"{sum(verdicts)} of {len(verdicts)} paper values agree, {skipped} are not compared")
+    return lines, bool(verdicts) and all(verdicts)
 
 
 def _measured(value: PaperValue, results: Results) -> float | None:
     """Return our own number in the value's unit; None if its runs are not made."""
-    parts = {"tasks": value.task, "generators": value.generator, "rerankers": value.reranker}
     what = f"paper value {value.value:g} ({value.source})"
-    for field, name in parts.items():
+    parts = (str(value.task), str(value.generator), str(value.reranker))
+    for field, name in zip(PARTS, parts, strict=True):
         if name not in getattr(results.plan.experiment, field):
             raise UsageError(f"{what}: '{name}' is not under '{field}'")
-    conditions = [value.condition, *([value.relative_to] if value.relative_to else [])]
+    conditions = list(filter(None, [value.condition, value.relative_to]))
     for fault in condition_faults(conditions):
         raise UsageError(f"{what}: {fault}")
-
-    def mean(condition: str) -> float | None:
-        run = results.plan.run(str(value.task), str(value.generator), str(value.reranker), condition)
-        scores = results.values(run, value.metric).values()
-        return sum(scores) / len(scores) if scores else None
-
-    measured = mean(value.condition)
-    if value.relative_to and measured is not None:
-        base = mean(value.relative_to)
-        measured = measured / base - 1 if base else None
-    return None if measured is None else 100 * measured
+    scores = [results.values(results.plan.run(*parts, condition), value.metric).values() for condition in conditions]
+    if not all(scores):
+        return None
+    means = [sum(found) / len(found) for found in scores]
+    if not value.relative_to:
+        return 100 * means[0]
+    return 100 * (means[0] / means[1] - 1) if means[1] else None

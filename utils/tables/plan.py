@@ -1,8 +1,4 @@
-"""From an experiment to runs and commands.
-
-Each cell of a table is one `Run`. What it needs first (rationales, scores, fine-tuning) is shared between runs, so each
-command is listed once. Whether anything is left to do, a command finds out itself.
-"""
+"""The runs of an experiment and their commands, each once; a command finds out itself whether it has work left."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from utils.config import checkpoint_path, load_config, training_lines_path
 from utils.tables.experiment import FIXED_WEIGHTS, LABELS, Experiment, Flags, Table, label
@@ -48,8 +44,7 @@ class Run:
         return float(self.condition[1:])
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One command, and whether it asks an LLM server whose address may be given later."""
 
     words: tuple[str, ...]
@@ -83,14 +78,14 @@ class Plan:
 
     def runs(self, tables: Iterable[Table]) -> list[Run]:
         """List every run of the tables once."""
-        found = [
-            self.run(task, generator, reranker, condition)
+        found = {
+            self.run(task, generator, reranker, condition): None
             for table in tables
             for generator, reranker in self.row_groups(table)
             for task in table.tasks
             for condition in table.conditions
-        ]
-        return list(dict.fromkeys(found))
+        }
+        return list(found)
 
     def folder(self, run: Run) -> Path:
         """Return where ``run_rag.py`` leaves the run."""
@@ -107,18 +102,17 @@ class Plan:
         return path if self._has_default_weight(run) else path.with_name(f"FinetuneDataset_{run.condition}.jsonl")
 
     def checkpoint(self, run: Run) -> Path:
-        """Return the run's reranker: the profile's own folder for its own settings and weight, else one beside it."""
-        path = str(checkpoint_path(self.training(run)))
-        if self._own_flags(run):
-            path += f"_{run.reranker}"
-        return Path(path if self._has_default_weight(run) else f"{path}_{run.condition}")
+        """Return the folder of the run's reranker; one with other flags or weight than the profile's has a suffix."""
+        own = f"_{run.reranker}" if self._own_flags(run) else ""
+        weight = "" if self._has_default_weight(run) else f"_{run.condition}"
+        return Path(f"{checkpoint_path(self.training(run))}{own}{weight}")
 
     def label(self, run: Run) -> str:
         """Return the run's condition in words; a weight of the ablation by its name there."""
-        for name in ("radio", *FIXED_WEIGHTS) if run.condition not in LABELS else ():
-            if self._weight_of(run.task, name) == run.weight:
-                return label(name)
-        return label(run.condition)
+        if run.condition in LABELS:
+            return label(run.condition)
+        named = (name for name in ("radio", *FIXED_WEIGHTS) if self._weight_of(run.task, name) == run.weight)
+        return label(next(named, run.condition))
 
     def steps(self, runs: Sequence[Run]) -> list[Step]:
         """List the commands of the runs, each once, in an order in which they can be run."""
@@ -145,21 +139,19 @@ class Plan:
         return _step("run_rag.py", task.config, flags, settings["framework"] == "openai" and not settings["base_url"])
 
     def _training_steps(self, run: Run) -> list[Step]:
-        """List the commands from the rationales to the run's fine-tuned reranker."""
         task = self._trainer(run.task)
         profile, tune = self.experiment.tasks[task].config, self._own_flags(run)
         fuse: Flags = {}
         if not self._has_default_weight(run):
             tune["train_data"] = self.training_lines(run)
-            fuse = {"reason_weight": run.weight, "output": self.training_lines(run)}
+            fuse = {"reason_weight": run.condition[1:], "output": self.training_lines(run)}
         if (checkpoint := self.checkpoint(run)) != checkpoint_path(self.training(run)):
             tune["output_dir"] = checkpoint
-        score = {"phase": "generate_dataset"}
         return [
             _step("llm_generation.py", profile, {}, not self._configs[task]["rationale"]["base_url"]),
             _step("dataset_generation.py", profile, {"phase": "get_docs"}),
-            _step("dataset_generation.py", profile, score | {"method": "reason"}),
-            _step("dataset_generation.py", profile, score | {"method": "retrieval"}),
+            _step("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "reason"}),
+            _step("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "retrieval"}),
             _step("score_cache_to_dataset.py", profile, fuse),
             _step("run_finetune.sh", profile, tune),
         ]
@@ -184,12 +176,6 @@ class Plan:
 def _step(script: str, profile: str, flags: Flags, asks_server: bool = False) -> Step:
     words = ["sh" if script.endswith(".sh") else "python", script, "--config", profile]
     for key, value in flags.items():
-        words += [f"--{key}", _written(value)]
+        # The scripts read a list back from JSON.
+        words += [f"--{key}", json.dumps(value) if isinstance(value, list) else str(value)]
     return Step(tuple(words), asks_server)
-
-
-def _written(value: Any) -> str:
-    """Write a flag's value; a list as JSON, which the scripts read back."""
-    if isinstance(value, list):
-        return json.dumps(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.classes import outcome_settings
 from utils.config import phase_arguments
@@ -22,27 +22,16 @@ MANIFEST = f"{ANSWERS}.manifest.json"
 RAG_SECTIONS = ("retrieval", "rag", "engine")
 
 
-@dataclass
-class RunResults:
-    """One finished run: its manifest, and FlashRAG's rows in the order of the questions, without their passages."""
+class FinishedRun(NamedTuple):
+    """A run's manifest, and FlashRAG's rows in the order of the questions, without their passages."""
 
     manifest: dict[str, Any]
     rows: list[dict[str, Any]]
 
-    def values(self, metric: str) -> dict[str, float]:
-        """Return question id -> score; a category of MMLU stands for EM over its questions."""
-        rows = self.rows
-        if metric in CATEGORIES:
-            subjects = [(row, (row.get("metadata") or {}).get("subject")) for row in rows]
-            rows = [row for row, subject in subjects if subject and category_of(subject) == metric]
-            metric = "em"
-        scores = {row["id"]: row["output"]["metric_score"].get(metric) for row in rows}
-        return {key: value for key, value in scores.items() if value is not None}
-
 
 @dataclass
 class Cell:
-    """A number of a table, and how it differs from the baseline's; None and "" where there is nothing to show."""
+    """A number of a table and its difference from the baseline's; None and "" where there is nothing to show."""
 
     run: Run
     condition: str
@@ -92,17 +81,18 @@ class Results:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
-        self._runs: dict[Run, RunResults | None] = {}
+        self.of = functools.cache(self._read)
 
-    def of(self, run: Run) -> RunResults | None:
-        """Return a run's results; None if it was not made, or made with other settings or another reranker."""
-        if run not in self._runs:
-            self._runs[run] = self._read(run)
-        return self._runs[run]
-
-    def values(self, run: Run, metric: str) -> Mapping[str, float]:
-        """Return question id -> score; nothing if the run was not made or has no such metric."""
-        return found.values(metric) if (found := self.of(run)) else {}
+    def values(self, run: Run, metric: str) -> dict[str, float]:
+        """Return question id -> score, empty if there is none; a category of MMLU stands for EM over its questions."""
+        finished = self.of(run)
+        rows = finished.rows if finished else []
+        if metric in CATEGORIES:
+            subjects = [(row, (row.get("metadata") or {}).get("subject")) for row in rows]
+            rows = [row for row, subject in subjects if subject and category_of(subject) == metric]
+            metric = "em"
+        scores = {row["id"]: row["output"]["metric_score"].get(metric) for row in rows}
+        return {key: value for key, value in scores.items() if value is not None}
 
     def fill(self, name: str, table: Table) -> FilledTable:
         """Compute a table; cells of runs that were not made stay empty."""
@@ -126,7 +116,8 @@ class Results:
             cell.p = adjusted
         return filled
 
-    def _read(self, run: Run) -> RunResults | None:
+    def _read(self, run: Run) -> FinishedRun | None:
+        """Return a run's results; None if it was not made, or made with other settings or another reranker."""
         folder = self.plan.folder(run)
         if not all((folder / name).exists() for name in (ANSWERS, MANIFEST)):
             return None
@@ -145,7 +136,7 @@ class Results:
         rows = read_run(folder / ANSWERS, manifest["command"])
         for row in rows:
             row["output"].pop("retrieval_result", None)  # passages, which are most of the file
-        return RunResults(manifest, rows)
+        return FinishedRun(manifest, rows)
 
     def _has(self, table: Table, task: str, metric: str) -> bool:
         """Tell whether a finished run has the metric; without a finished run, any metric may come."""
@@ -155,10 +146,11 @@ class Results:
     def _cell(self, parts: tuple[str, str, str], condition: str, metric: str, baseline: str) -> Cell:
         run, base = self.plan.run(*parts, condition), self.plan.run(*parts, baseline)
         cell, values = Cell(run, condition, metric), self.values(run, metric)
-        if values:
-            cell.found = bootstrap(list(values.values()), self.seed)
-        against = self.values(base, metric) if run != base else {}
-        if values and against.keys() == values.keys():  # only scores of the same questions make pairs
+        if not values:
+            return cell
+        cell.found = bootstrap(list(values.values()), self.seed)
+        against = self.values(base, metric)
+        if run != base and against.keys() == values.keys():  # only scores of the same questions make pairs
             paired = [against[key] for key in values]
             cell.difference, cell.p_raw = paired_difference(list(values.values()), paired, self.seed)
         return cell

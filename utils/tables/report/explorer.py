@@ -26,9 +26,8 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
     # One reranker per folder of training data: the first.
     for folder, run in {dataset_dir(plan.training(run)): run for run in reversed(runs) if run.is_tuned}.items():
         if (folder / "reason/score_cache.jsonl").exists():  # a reranker can outlive its training data
-            found.append(
-                {"kind": "training", "name": f"{folder.name}: training", **training_questions(plan, run, limit)}
-            )
+            name = f"{folder.name}: training"
+            found.append({"kind": "training", "name": name, **training_questions(plan, run, limit)})
     return found
 
 
@@ -39,42 +38,32 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
     texts, candidates = PassageTexts(passages_path(docs)), LineIndex(docs, lambda row: str(row["id"]))
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl", "retrieval")
     scored = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
-    rationales = [row for row in read_rows(folder / "reason/train_with_reason.jsonl", Rationale) if row.id in scored]
     qrels: dict[str, dict[str, int]] = {}
     if settings.answer_type != "letter":  # which nearly every passage contains
         qrels = relevance([parse_row(candidates[key][1], Candidates, str(docs)) for key in scored], texts)
     roles = _roles(plan.training_lines(run), {row.query for row in scored.values()})
     questions, shown = [], {}
-    for rationale in rationales:
-        row = scored[rationale.id]
+    for rationale in read_rows(folder / "reason/train_with_reason.jsonl", Rationale):
+        if (row := scored.get(rationale.id)) is None:
+            continue
         retrieved = parse_row(retrieval[row.id][1], Scored, str(folder))
         by_retrieval = dict(zip(retrieved.passage_ids, retrieved.scores, strict=True))
-        pairs = [by_retrieval[pid] for pid in row.passage_ids]
-        fused = fuse(row.scores, pairs, run.weight)
-        ranks = [_ranks(scores) for scores in (pairs, row.scores, fused)]
+        scores = {"retrieval": [by_retrieval[pid] for pid in row.passage_ids], "rationale": row.scores}
+        scores["fused"] = fuse(row.scores, scores["retrieval"], run.weight).tolist()
+        # explorer.js expects the ranks by retrieval, rationale and fused score, in this order.
+        # The argsort of an order is each passage's place in it.
+        ranks = [(descending(values).argsort() + 1).tolist() for values in scores.values()]
         passages = []
-        for i in descending(fused).tolist():
+        for i in descending(scores["fused"]).tolist():
             pid = row.passage_ids[i]
             shown[pid] = texts[pid]
-            scores = {"retrieval": pairs[i], "rationale": row.scores[i], "fused": float(fused[i])}
-            passages.append(
-                {
-                    "id": pid,
-                    **{kind: round(score, 4) for kind, score in scores.items()},
-                    "ranks": [ranking[i] for ranking in ranks],  # by retrieval, rationale and fused score
-                    "role": roles.get((row.query, texts[pid]), ""),  # positive, negative or none
-                    "answer": qrels[row.id][pid] if qrels else 0,
-                }
-            )
-        questions.append(
-            {
-                "id": row.id,
-                "question": rationale.question,
-                "answers": rationale.golden_answers,
-                "rationale": rationale.reason,
-                "passages": passages,
-            }
-        )
+            passage = {"id": pid, **{kind: round(values[i], 4) for kind, values in scores.items()}}
+            passage["ranks"] = [ranking[i] for ranking in ranks]
+            passage["role"] = roles.get((row.query, texts[pid]), "")
+            passage["answer"] = qrels[row.id][pid] if qrels else 0
+            passages.append(passage)
+        fields = {"id": row.id, "question": rationale.question, "answers": rationale.golden_answers}
+        questions.append(fields | {"rationale": rationale.reason, "passages": passages})
     return {"questions": questions, "passages": shown}
 
 
@@ -82,7 +71,10 @@ def answered_questions(results: Results, runs: Sequence[Run], limit: int) -> dic
     """Return questions of one task as each run ranked and answered them."""
     found: dict[str, dict[str, Any]] = {}
     shown: dict[str, str] = {}
+    labels: dict[str, str] = {}  # a run's condition, and its generator and reranker where the task has several
+    several = [part for part in ("generator", "reranker") if len({getattr(run, part) for run in runs} - {""}) > 1]
     for run in runs:
+        labels[run.name] = ", ".join(filter(None, [results.plan.label(run), *(getattr(run, p) for p in several)]))
         if (made := results.of(run)) is None:
             continue
         ranked, qrels = _ranked(made.manifest, limit, shown)
@@ -97,13 +89,7 @@ def answered_questions(results: Results, runs: Sequence[Run], limit: int) -> dic
                 "f1": score.get("f1"),
                 "ranking": ranked.get(row["id"], []),
             }
-    return {"runs": _labels(results.plan, runs), "questions": list(found.values()), "passages": shown}
-
-
-def _labels(plan: Plan, runs: Sequence[Run]) -> dict[str, str]:
-    """Return run name -> its condition, and its generator and reranker where the task has several."""
-    several = [part for part in ("generator", "reranker") if len({getattr(run, part) for run in runs} - {""}) > 1]
-    return {run.name: ", ".join(filter(None, [plan.label(run), *(getattr(run, p) for p in several)])) for run in runs}
+    return {"runs": labels, "questions": list(found.values()), "passages": shown}
 
 
 def _ranked(manifest: dict[str, Any], limit: int, shown: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,11 +101,6 @@ def _ranked(manifest: dict[str, Any], limit: int, shown: dict[str, str]) -> tupl
     shown.update((pid, texts[pid]) for row in rows for pid in row.passage_ids if pid not in shown)
     ranked = {row.id: [[p, round(s, 4)] for p, s in zip(row.passage_ids, row.scores, strict=True)] for row in rows}
     return ranked, {} if manifest["settings"]["answer_type"] == "letter" else relevance(rows, texts)
-
-
-def _ranks(scores: Any) -> list[int]:
-    order = descending(scores).tolist()
-    return [rank for _, rank in sorted(zip(order, range(1, len(order) + 1), strict=True))]
 
 
 def _roles(lines: Path, queries: set[str]) -> dict[tuple[str, str], str]:

@@ -6,12 +6,11 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import orjson
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 
 from utils.config import UsageError, dataset_dir
 from utils.store.files import atomic
@@ -48,24 +47,21 @@ def write_report(profile: str, questions: int, output: Path | None, seed: int) -
 
 
 def render(data: dict[str, Any], explorer: dict[str, Any]) -> str:
-    """Return the page, of the fields of ``page.html`` and what ``explorer.js`` reads.
+    """Return the page, made of the fields of ``page.html`` and what ``explorer.js`` reads.
 
     Model output and passages are data: the template escapes them, the explorer's script puts them in as text, and the
     content security policy lets no other script run and no request leave the page.
     """
-    files = resources.files(__package__)
-    script, style = ((files / name).read_text(encoding="utf-8") for name in ("explorer.js", "page.css"))
+    names = ("page.html", "explorer.js", "page.css")
+    page, script, style = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
     # "<" ends the script element if a passage holds "</script>"; its escape is the same character to JSON.
     embedded = orjson.dumps(explorer).decode().replace("<", "\\u003c")
-    environment = Environment(
-        loader=PackageLoader("utils.tables.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["data_uri"] = data_uri
-    return environment.get_template("page.html").render(
-        **data, policy=policy, script=script, style=style, explorer=embedded
-    )
+    template = environment.from_string(page)
+    return template.render(**data, policy=policy, script=script, style=style, explorer=embedded)
 
 
 def data_uri(svg: str) -> str:
@@ -104,7 +100,6 @@ def _phase(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(table: FilledTable) -> dict[str, Any]:
-    """Return a table as the page's template takes it."""
     caption, heads = headings(table)
     return {
         "caption": caption,

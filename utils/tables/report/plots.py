@@ -19,8 +19,7 @@ COLORS = ["#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#9c
 
 def plots(results: Results, tables: Sequence[FilledTable], views: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return captions and pictures of all plots that the finished runs allow."""
-    found = [(table.caption, weight_sweep(table)) for table in tables]
-    found += [(table.caption, category_bars(table)) for table in tables]
+    found = [(table.caption, draw(table)) for draw in (weight_sweep, category_bars) for table in tables]
     for view in views:
         if view["kind"] == "training":
             found.append((f"Scores of the candidates, {view['name']}", score_distributions(view["questions"])))
@@ -65,7 +64,7 @@ def category_bars(table: FilledTable) -> str | None:
 
 
 def first_answer_ranks(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str | None:
-    """Draw at which rank the first passage with an answer stands: label -> one reciprocal rank per question."""
+    """Draw the rank of the first passage with an answer, from label -> one reciprocal rank per question."""
     if not reciprocal_ranks:
         return None
     shares = [rank_shares(values) for values in reciprocal_ranks.values()]
@@ -113,8 +112,8 @@ def _bars(names: Sequence[str], labels: Sequence[str], groups: Sequence[Sequence
 
 def _errors(found: Sequence[Interval]) -> list[list[float]]:
     """Return the distances to the ends of the intervals; zero where there is no interval."""
-    low = [0.0 if f.low is None else f.mean - f.low for f in found]
-    return [low, [0.0 if f.high is None else f.high - f.mean for f in found]]
+    pairs = [(0.0, 0.0) if f.low is None or f.high is None else (f.mean - f.low, f.high - f.mean) for f in found]
+    return [[low for low, _ in pairs], [high for _, high in pairs]]
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:
