@@ -147,10 +147,10 @@ def model_dimension(name: str) -> int:
 
 def local_model(name: str) -> str:
     """Return the folder of a model given by folder or hub id, fetched from the hub if need be."""
-    if os.path.isfile(os.path.join(name, "config.json")):
-        return name
     if os.path.isdir(name):
-        raise UsageError(f"{name} has no config.json: a Hugging Face model folder is expected")
+        if not os.path.exists(os.path.join(name, "config.json")):
+            raise UsageError(f"{name} has no config.json: a Hugging Face model folder is expected")
+        return name
     from huggingface_hub import snapshot_download
 
     try:

@@ -95,7 +95,7 @@ def _candidates(
 ) -> Candidates:
     """Return the candidates of a question; passages of equal text share their best score, in corpus order.
 
-    Their scores differ in the last digits, because they were encoded in different batches; that must not order them.
+    Encoded in different batches, their scores can differ in the last digits, which must not decide their order.
     """
     best: dict[int, int] = {}  # the first row with a text -> the best rank of a passage with this text
     for rank, row in enumerate(rows):
