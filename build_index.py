@@ -7,7 +7,7 @@ reads   --corpus_path, JSON lines {id, contents}, as a stream
 writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's line i
         INDEX_PATH.shards/ until then: encoded passages, --index_shard_size per file
 
-A kill costs at most the shard in work. Memory holds one shard, whatever the size of the corpus. The file is the one
+A kill costs at most the unfinished shard. Memory holds one shard, whatever the size of the corpus. The file is the one
 that FlashRAG's index builder makes with --faiss_type Flat, and FlashRAG reads it.
 """
 

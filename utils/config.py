@@ -1,7 +1,7 @@
 """Settings: one YAML file of defaults, an optional profile over it, flags over both.
 
-``utils/basic_config.yaml`` is the only list of settings. Every key of the sections that a script names becomes a
-``--key`` flag, with the comment on the key's line as its help and its bounds.
+``utils/basic_config.yaml`` is the only list of settings. Every key of a script's sections becomes a ``--key`` flag;
+the comment on the key's line is its help and gives its bounds.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class UsageError(Exception):
 def load_config(profile: str | None = None) -> Config:
     """Return section -> key -> value of the defaults with a profile laid over them.
 
-    The sections `SHARERS` have the keys of ``llm`` too: a file's ``llm`` sets them in both, and its own sections
-    override that. A profile's ``extends: other.yaml`` lays it over another profile.
+    The sections `SHARERS` have the keys of ``llm`` too: a file's ``llm`` sets them in both, and its sections of these
+    names override that. A profile with ``extends: other.yaml`` is laid over that profile.
     """
     if profile is None:
         config: Config = read_yaml(BASIC_CONFIG)
@@ -82,19 +82,18 @@ def phase_arguments(
     argv: Sequence[str] | None = None,
     extra: Iterable[tuple[str, dict[str, Any]]] = (),
 ) -> argparse.Namespace:
-    """Parse one script's command line.
+    """Parse a script's command line into one attribute per flag, and the sections ``prompts`` and ``prices``.
 
-    The keys of ``common`` and ``sections`` become flags, besides ``extra``: flags with add_argument's keywords. The
-    result has one attribute per flag, and the sections ``prompts`` and ``prices``. The API key comes from
-    ``--api_key``, else from the environment, else from the file.
+    The keys of ``common`` and ``sections`` become flags, and so does ``extra``, with add_argument's keywords. The API
+    key comes from ``--api_key``, else from the environment, else from the file.
     """
     if argv is None:
         _hide_key()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="YAML", help="profile laid over utils/basic_config.yaml")
     config, basic = load_config(first.parse_known_args(argv)[0].config), load_config()
-    looks = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=doc, formatter_class=looks, allow_abbrev=False, parents=[first])
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False, parents=[first])
     parser.add_argument("--overwrite", action="store_true", help="redo the phase even if its output is finished")
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
@@ -108,14 +107,10 @@ def phase_arguments(
             kind = type(basic[section][key])
             comments[key] = told[section if (section, key) in told else SHARED_SECTION, key]
             shown = "set" if key in SECRETS and default else default
-            group.add_argument(
-                f"--{key}",
-                default=default,
-                type=readers.get(kind, kind),
-                nargs="?" if kind is bool else None,
-                const=True if kind is bool else None,
-                help=f"{comments[key]} (default: {shown})".replace("%", "%%"),
-            )
+            text = f"{comments[key]} (default: {shown})".replace("%", "%%")
+            # A switch may be given without a value: --use_fp16, --use_fp16=false.
+            optional: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
+            group.add_argument(f"--{key}", default=default, type=readers.get(kind, kind), help=text, **optional)
     args = parser.parse_args(argv)
     args.prompts, args.prices = config["prompts"], config["prices"]
     for fault in _faults(args, comments):
@@ -124,7 +119,7 @@ def phase_arguments(
 
 
 def _hide_key() -> None:
-    """Start this process again with a key from the command line in its environment: every user can read titles."""
+    """Restart this process with a key from the command line moved to its environment: `ps` shows command lines."""
     words, kept, key = sys.argv[1:], [], None
     while words:
         name, equals, value = words.pop(0).partition("=")
@@ -139,7 +134,7 @@ def _hide_key() -> None:
 
 
 def _comments() -> dict[tuple[str, str], str]:
-    """Return the comment on each key's line of the YAML by section and key; PyYAML does not keep them."""
+    """Return (section, key) -> the comment on the key's line of the YAML; PyYAML does not keep comments."""
     comments, section = {}, ""
     for line in BASIC_CONFIG.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"(\w+):\s*$", line):
@@ -173,6 +168,7 @@ def _faults(args: argparse.Namespace, comments: dict[str, str]) -> Iterator[str]
 
 
 def _within(value: Any, opening: str, least: str, most: str) -> bool:
+    """Return whether a value is a number within the groups of `BOUNDS`."""
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value > float(most or "inf"):
         return False
     return value >= float(least) if opening == "[" else value > float(least)
@@ -203,17 +199,17 @@ def dataset_dir(args: argparse.Namespace) -> Path:
 
 
 def docs_path(args: argparse.Namespace) -> Path:
-    """Return where get_docs writes and every later phase reads the candidates of the training questions."""
+    """Return the file of the training questions' candidates."""
     return dataset_dir(args) / f"train_docs_{args.train_questions or 'all'}.jsonl"
 
 
 def training_lines_path(args: argparse.Namespace) -> Path:
-    """Return where score_cache_to_dataset.py writes and run_finetune.sh reads unless told otherwise."""
+    """Return the training file of score_cache_to_dataset.py, which run_finetune.sh reads unless told otherwise."""
     return dataset_dir(args) / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl"
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:
-    """Return where run_finetune.sh puts the reranker."""
+    """Return the folder of the reranker that run_finetune.sh makes."""
     return Path(args.output_dir or f"checkpoints/{args.dataset}_radio")
 
 
@@ -223,7 +219,7 @@ def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
 
 
 def without_secrets(args: argparse.Namespace) -> argparse.Namespace:
-    """Return the settings for a worker elsewhere, whose memory and logs others may read."""
+    """Return the settings without keys, for workers on machines whose memory and logs others may read."""
     return argparse.Namespace(**{key: value for key, value in vars(args).items() if key not in SECRETS})
 
 
@@ -233,7 +229,7 @@ def printable(text: str) -> str:
 
 
 def run_main(main: Any) -> None:
-    """Run a script's ``main`` and exit with its code; faults that a user can mend are told without a traceback."""
+    """Run a script's ``main`` and exit with its code; faults that a user can correct are shown without a traceback."""
     try:
         code = main()
     except (UsageError, OSError) as error:
@@ -249,14 +245,14 @@ def run_main(main: Any) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that is a mapping; it can make no objects."""
+    """Read a YAML file that is a mapping; tags that would run Python code are refused."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
-        raise UsageError(f"{path} is missing (there are: {there})") from None
+        others = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
+        raise UsageError(f"{path} is missing (there are: {others})") from None
     except yaml.MarkedYAMLError as error:
-        # The error's own text shows the faulty line and the names in it, which may be a key.
+        # The error's own text shows the faulty line and its names, which may hold an API key.
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         what = re.sub(r"(alias|handle|tag) '.*", r"\1", error.problem or error.context or "")

@@ -8,12 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from utils.config import UsageError
-
-if TYPE_CHECKING:
-    import torch
 
 Item = TypeVar("Item")
 # Other frameworks' weights, and Llama's second copy in Meta's format.
@@ -48,21 +45,21 @@ def gpus() -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-def half_precision() -> torch.dtype | None:
-    """Return fp16 on a GPU, None on a CPU: bf16 has so few bits that it would reorder neighbours."""
+def half_precision() -> Any:
+    """Return torch's fp16 on a GPU, None on a CPU: bf16 has so few bits that it would reorder neighbours."""
     import torch
 
     return torch.float16 if torch.cuda.is_available() else None
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether the CPU has bf16 instructions; without them bf16 is slower than fp32."""
+    """Return whether the CPU has bf16 instructions; without them bf16 is slower than fp32."""
     import torch
 
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def autocast(half: torch.dtype | None) -> Any:
+def autocast(half: Any) -> Any:
     """Return a context that computes in ``half``; None changes nothing."""
     import torch
 
@@ -80,7 +77,7 @@ def in_batches(
     Args:
         items: the largest first. A batch is padded to its first item, and takes none below three quarters of its size.
         room: size of a batch at the start, in the unit of ``need``; a batch has at least one item.
-        work: sees the items of a batch that did not fit again.
+        work: called again with the items of a batch that did not fit.
         need: size of an item; by default 1, so that ``room`` counts items.
     """
     import torch
@@ -106,7 +103,7 @@ def in_batches(
 
 
 def usable_cores() -> int:
-    """Count the cores this process may use: containers and OMP_NUM_THREADS may allow fewer than there are."""
+    """Return how many cores this process may use: containers and OMP_NUM_THREADS may allow fewer than there are."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
@@ -124,10 +121,10 @@ def pretrained(auto: Any, path: str, trust: bool, **options: Any) -> Any:
 
 
 def longest_input(tokenizer: Any, config: Any) -> int:
-    """Return the most tokens that a model has positions for."""
+    """Return the most tokens that a model and its tokenizer take."""
     positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
     if "roberta" in config.model_type or config.model_type == "camembert":
-        positions -= config.pad_token_id + 1  # RoBERTa's positions begin behind the padding's
+        positions -= config.pad_token_id + 1  # RoBERTa counts positions from the padding's id on
     return min(tokenizer.model_max_length, positions)
 
 

@@ -36,13 +36,13 @@ class OpenVINOModel:
 
 
 def with_openvino(model: Any, tokenizer: Any, output: str, texts: int) -> Any:
-    """Return the model compiled by OpenVINO where that pays and gives the same numbers, else the model itself.
+    """Return an fp32 model compiled by OpenVINO where that pays and gives the same numbers, else the model itself.
 
     Args:
-        model: a transformers model in fp32.
-        tokenizer: the model's tokenizer.
-        output: the one output that is used: ``last_hidden_state`` or ``logits``.
-        texts: about how many the whole phase has, not what is left of it: a resumed run makes the same choice.
+        model: a transformers model.
+        tokenizer: the model's.
+        output: the only output that is used, ``last_hidden_state`` or ``logits``.
+        texts: about how many the whole phase has, not what is left of it: a resumed run must make the same choice.
     """
     if texts < WORTHWHILE or torch_device() != "cpu" or find_spec("openvino") is None:
         return model
@@ -59,7 +59,7 @@ def with_openvino(model: Any, tokenizer: Any, output: str, texts: int) -> Any:
 
 
 def import_openvino() -> Any:
-    """Import the library without its telemetry, by which the converter reports its use."""
+    """Import OpenVINO without its telemetry, which would report each conversion to its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

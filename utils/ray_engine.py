@@ -1,4 +1,4 @@
-"""Do a phase's parts of work in this process, or by workers on a Ray cluster."""
+"""Do the parts of a phase's work in this process, or by workers on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ from typing import Any
 
 from utils.config import UsageError
 
-# Makes a worker: a function of one part that has loaded its models. A cluster gets it pickled.
+# Makes a worker, which loads its models once and then does one part per call. It is pickled for a cluster.
 MakeWorker = Callable[[], Callable[[Any], Any]]
-# Parts -> each part's number, from 0 on, and its result, in any order: what a node that died had in work comes late.
+# Parts -> each part's number, from 0 on, and its result, in any order: parts of a node that died are done again, later.
 MapParts = Callable[[Iterable[Any]], Iterator[tuple[int, Any]]]
 ROOT = Path(__file__).parents[1]
 
 
 def start_workers(args: argparse.Namespace, make: MakeWorker) -> MapParts:
-    """Return what maps parts to results where ``--engine`` says.
-
-    Raises:
-        UsageError: an unknown engine, Ray that is not installed, or a cluster that does not answer.
-    """
+    """Return the map over parts that ``--engine`` names: in this process, or on a Ray cluster."""
     if args.engine == "local":
         return one_by_one(make())
     if args.engine != "ray":
@@ -40,7 +36,7 @@ def one_by_one(function: Callable[[Any], Any]) -> MapParts:
 
 
 def _connect(address: str | None) -> None:
-    """Join the cluster at an address (``auto``: the one that this machine belongs to), or start Ray here."""
+    """Connect to the cluster at an address (``auto``: the one that this machine belongs to), or start Ray here."""
     try:
         import ray
     except ImportError:
@@ -61,22 +57,17 @@ def _connect(address: str | None) -> None:
 
 
 def _map_on_cluster(make: MakeWorker, cpus: int, parts: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Map parts by a pool of Ray actors: one per GPU, or on CPUs one per ``cpus`` cores.
-
-    Ray schedules, and does again what a node that died had in work.
-    """
+    """Map parts by a pool of Ray actors, one per GPU, or one per ``cpus`` cores where no node has a GPU."""
     import ray
 
     rows = [{"number": number, "part": pickle.dumps(part)} for number, part in enumerate(parts)]
     if not rows:
         return
     resources = ray.cluster_resources()
-    most = max(1, int(resources.get("CPU", 1)) // cpus)
-    gpus = int(resources.get("GPU", 0))
-    if gpus:
-        most = min(gpus, most)
+    gpus, by_cores = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)) // cpus)
+    most = min(gpus, by_cores) if gpus else by_cores
     context = ray.data.DataContext.get_current()
-    # In order, a lost result would hold up all others, and with them the room for the worker that makes it again.
+    # In order, one lost result would keep all later ones waiting in memory, where the worker that redoes it needs room.
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False  # the phase has one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -103,7 +94,7 @@ def _map_on_cluster(make: MakeWorker, cpus: int, parts: Iterable[Any]) -> Iterat
 
 
 class _Worker:
-    """An actor of the pool, which works below the folder in which the command was called."""
+    """An actor of the pool; relative paths mean the same to it as to the command."""
 
     def __init__(self, make: MakeWorker, folder: str) -> None:
         os.chdir(folder)

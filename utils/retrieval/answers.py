@@ -3,8 +3,8 @@
 The rule is that of DPR (Karpukhin et al., "Dense Passage Retrieval for Open-Domain Question Answering", EMNLP 2020):
 text is NFD-normalised and split into runs of letters, digits and marks, and into single other visible characters; a
 passage has an answer if the lower-cased tokens of the answer occur in it one after the other. So "Paris" is not found
-in "Parisian", and "u.s." is found in "U.S. Army". One thing differs: an answer without tokens matches no passage here,
-and every passage there.
+in "Parisian", and "u.s." is found in "U.S. Army". One difference: an answer without tokens matches no passage here,
+every passage in DPR.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import regex
 from utils.devices import usable_cores
 
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
-# A control character: it is part of no token, so a match cannot begin or end inside one, and it is
-# neither a letter nor ignorable, so lower() sees each token's own ends (the Greek final sigma).
+# A control character: no token contains it, so a match cannot begin or end inside a token. It is neither a letter nor
+# ignorable, so lower() sees where each token ends (it decides the form of the Greek sigma).
 BETWEEN = "\x1f"
 MANY_ROWS = 1_000  # from here on, several processes save more time than it takes to start them
 
 
+def prepare(text: str) -> str:
+    """Return the lower-cased tokens as one string, for `occurs`; empty if there are none."""
+    found = TOKEN.findall(unicodedata.normalize("NFD", text))
+    return f"{BETWEEN}{BETWEEN.join(found)}{BETWEEN}".lower() if found else ""
+
+
 def tokens(text: str) -> list[str]:
-    """Return the lower-cased tokens of ``text``.
+    """Return the lower-cased tokens.
 
     >>> tokens("Beyoncé's 2nd")[1:]
     ["'", 's', '2nd']
     """
-    return [token.lower() for token in TOKEN.findall(unicodedata.normalize("NFD", text))]
-
-
-def prepare(text: str) -> str:
-    """Return the tokens as one string, for `occurs`; empty if there are none."""
-    found = TOKEN.findall(unicodedata.normalize("NFD", text))
-    return f"{BETWEEN}{BETWEEN.join(found)}{BETWEEN}".lower() if found else ""
+    return prepare(text).split(BETWEEN)[1:-1]
 
 
 _prepare_answer = lru_cache(maxsize=1 << 16)(prepare)

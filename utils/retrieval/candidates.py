@@ -20,12 +20,8 @@ from utils.store.rows import Candidates, Passage, Question
 LARGE_INDEX = 8 << 30  # bytes
 LARGE_INDEX_QUESTIONS = 4096  # searched with one reading of the file
 RETRIEVAL_SETTINGS = (
-    "retrieval_method",
-    "retrieval_query_max_length",
-    "retrieval_pooling_method",
-    "use_fp16",
-    "instruction",
-)
+    "retrieval_method", "retrieval_query_max_length", "retrieval_pooling_method", "use_fp16", "instruction",
+)  # fmt: skip
 
 
 def retrieve(
@@ -35,21 +31,20 @@ def retrieve(
     output: Path,
     dropped: Mapping[str, int] | None = None,
 ) -> None:
-    """Write each question's candidates, and beside them the texts of all their passages, once each.
+    """Write each question's `Candidates` to ``output``, and the texts of their passages, once each, beside it.
 
     Args:
         questions: rows to retrieve for.
         args: the ``retrieval`` and ``engine`` sections' settings, and ``overwrite``.
         topk: passages per question.
-        output: JSON lines of `Candidates`; the texts go to `passages_path`.
+        output: JSON lines; the texts go to `passages_path`.
         dropped: rows of the questions' file that were left out, for the manifest.
     """
+    check_retrieval_inputs(args)
     asked = digest([(row.id, row.question) for row in questions])
     settings = settings_of(args, *RETRIEVAL_SETTINGS) | {"topk": topk, "questions": asked}
-    check_retrieval_inputs(args)
     journal_path = output.with_suffix(".journal.jsonl")
-    inputs = [args.index_path, args.corpus_path, args.retriever_path]
-    phase = Phase(output, inputs, settings, scratch=[journal_path])
+    phase = Phase(output, [args.index_path, args.corpus_path, args.retriever_path], settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
         return
     from utils.retrieval.retrievers import FlatRetriever  # takes seconds, for which a finished phase need not wait
@@ -75,11 +70,7 @@ def retrieve(
 
 
 def write_passages(retriever: Any, rows: list[int], output: Path) -> tuple[dict[int, str], dict[int, int]]:
-    """Write the passages of corpus rows.
-
-    Returns:
-        Row -> passage id, and row -> the first of ``rows`` with an equal text if that is an earlier one.
-    """
+    """Write the passages of corpus rows; return row -> passage id, and copy's row -> first row with an equal text."""
     ids: dict[int, str] = {}
     copy_of: dict[int, int] = {}
     row_of: dict[bytes, int] = {}  # by a hash of the text: the texts of a million passages would take a gigabyte
@@ -88,8 +79,8 @@ def write_passages(retriever: Any, rows: list[int], output: Path) -> tuple[dict[
         for chunk in in_chunks(rows, 1024):
             for row, passage in zip(chunk, retriever.passages(chunk), strict=True):
                 ids[row] = passage.id
-                first = row_of.setdefault(hashlib.blake2b(passage.contents.encode(), digest_size=16).digest(), row)
-                if first != row:
+                text = hashlib.blake2b(passage.contents.encode(), digest_size=16).digest()
+                if (first := row_of.setdefault(text, row)) != row:
                     copy_of[row] = first
                 yield passage
 
@@ -104,7 +95,7 @@ def _candidates(
 ) -> Candidates:
     """Return the candidates of a question; passages of equal text share their best score, in corpus order.
 
-    Their vectors and products differ in the last digits where they were in other batches, which must not order them.
+    Encoded in different batches, their scores can differ in the last digits, which must not decide their order.
     """
     best: dict[int, int] = {}  # the first row with a text -> the best rank of a passage with this text
     for rank, row in enumerate(rows):
@@ -116,11 +107,11 @@ def _candidates(
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
-    """Refuse missing files, an encoder whose queries would get no prefix, and an index that was made otherwise."""
+    """Refuse missing files, an encoder whose queries would get no prefix, and an index made with other settings."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         if not os.path.isfile(path):
-            fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
-            raise UsageError(f"{what} {path} {fault}; README, 'Reproduce the paper', shows how it is made")
+            fault = "is missing, or no file; README, 'Reproduce the paper', shows how it is made"
+            raise UsageError(f"{what} {path} {fault}")
     for family in ("e5", "bge"):
         if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
             raise UsageError(
@@ -128,8 +119,8 @@ def check_retrieval_inputs(args: argparse.Namespace) -> None:
                 f"{args.retrieval_method} gives its queries no prefix; use --retrieval_method {family}"
             )
     manifest = manifest_path(Path(args.index_path))
-    made = read_manifest(manifest) if manifest.exists() else None
-    if made is None or UNFINISHED in made:  # `Phase` refuses an unfinished index
+    # An index from elsewhere has no manifest. `Phase` refuses an unfinished index.
+    if not manifest.exists() or UNFINISHED in (made := read_manifest(manifest)):
         return
     for flag in ("retriever_path", "corpus_path"):
         if fingerprint(value := getattr(args, flag)) not in made["inputs"].values():

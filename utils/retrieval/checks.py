@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ SHOWN = 5
 
 @dataclass
 class FileReport:
-    """What one file holds: sound rows, and for each kind of fault its number and first place."""
+    """A file's number of sound rows, and the number and first place of each kind of fault."""
 
     path: Path
     rows: int = 0
@@ -43,15 +42,11 @@ class FileReport:
 
 
 def check_dataset(folder: Path, corpus: Path) -> bool:
-    """Print what the splits and the corpus hold, and return whether they are free of faults.
+    """Print what the splits in ``data_dir/dataset`` and the corpus hold, and return whether they are free of faults.
 
     Questions without an answer in any passage are counted too, but are no fault: no corpus has every answer.
-
-    Args:
-        folder: ``data_dir/dataset``.
-        corpus: FlashRAG corpus in JSON lines.
     """
-    splits = [path for split in ("train", "dev", "test") if (path := folder / f"{split}.jsonl").exists()]
+    splits = [path for name in ("train.jsonl", "dev.jsonl", "test.jsonl") if (path := folder / name).exists()]
     if not splits:
         raise UsageError(f"{folder} has none of train.jsonl, dev.jsonl, test.jsonl")
     if not corpus.exists():
@@ -60,12 +55,11 @@ def check_dataset(folder: Path, corpus: Path) -> bool:
     questions = {report.path: list(sound_rows(report.path, Question, report)) for report in reports[:-1]}
     passages = tqdm(sound_rows(corpus, Passage, reports[-1]), desc="search answers", unit="passage")
     found = answers_found({a for rows in questions.values() for q in rows for a in q.golden_answers}, passages)
-    for report in reports:
-        print(report)
+    print(*reports, sep="\n")
     for path, rows in questions.items():
         without = [q.id for q in rows if not found.intersection(q.golden_answers)]
-        share = f"{len(without)} of {len(rows)} questions have no answer in any passage"
-        print(f"{path}: {share}" + (f" (ids {', '.join(without[:SHOWN])}, ...)" if without else ""))
+        ids = f" (ids {', '.join(without[:SHOWN])}, ...)" if without else ""
+        print(f"{path}: {len(without)} of {len(rows)} questions have no answer in any passage{ids}")
     return not any(report.faults for report in reports)
 
 
@@ -77,26 +71,23 @@ def sound_rows(path: Path, model: type[Row], report: FileReport) -> Iterator[Row
 
 
 def answers_found(answers: Iterable[str], passages: Iterable[Passage]) -> set[str]:
-    """Return the answers that occur in at least one passage, by DPR's rule (see `utils.retrieval.answers`)."""
+    """Return the answers that occur in at least one passage, by the rule of `utils.retrieval.answers`."""
     import ahocorasick
     import pandas
 
-    forms: dict[str, list[str]] = {}
-    for answer in answers:
-        if form := prepare(answer):
-            forms.setdefault(form, []).append(answer)
+    form_of = {answer: form for answer in answers if (form := prepare(answer))}
     # One automaton finds all answers of a passage at once: a search for each would be 100,000 per passage.
     automaton = ahocorasick.Automaton()
-    for form in forms:
+    for form in form_of.values():
         automaton.add_word(form, form)
     automaton.make_automaton()
+
+    def forms_in(text: str) -> set[str]:
+        return {form for _, form in automaton.iter(prepare(text))}
+
     found: set[str] = set()
     texts = (passage.contents for passage in passages)
     while block := list(islice(texts, PASSAGES_AT_ONCE)):
-        if forms:  # without an answer, the passages are read for their faults alone
-            found.update(*apply_rows(pandas.Series(block), _forms_in, args=(automaton,)))
-    return {answer for form in found for answer in forms[form]}
-
-
-def _forms_in(text: str, automaton: Any) -> set[str]:
-    return {form for _, form in automaton.iter(prepare(text))}
+        if form_of:  # without an answer, the passages are read for their faults alone
+            found.update(*apply_rows(pandas.Series(block), forms_in))
+    return {answer for answer, form in form_of.items() if form in found}

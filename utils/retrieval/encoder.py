@@ -37,16 +37,10 @@ def encode_distinct(texts: Sequence[str], encode: Callable[[list[str]], Embeddin
 
 
 class TextEncoder:
-    """Any Hugging Face encoder.
+    """Any Hugging Face encoder, given by folder or hub id.
 
-    Args:
-        path: folder or hub id.
-        max_length: tokens; longer texts are cut.
-        pooling: ``mean``, ``cls`` or ``pooler``.
-        half: fp16, on a GPU only.
-        prefix: put before every text, such as e5's "query: ".
-        trust: run code that comes with the model.
-        texts: about how many will be encoded; see `with_openvino`.
+    ``prefix``, such as e5's "query: ", is put before each text, and the result is cut at ``max_length`` tokens.
+    ``pooling`` is mean, cls or pooler, ``half`` is fp16 on a GPU, ``texts`` is about how many texts will be encoded.
     """
 
     def __init__(
@@ -85,8 +79,9 @@ class TextEncoder:
 
         def work(batch: Sequence[int]) -> None:
             words = [self.prefix + texts[i] for i in batch]
-            limits: dict[str, Any] = {"max_length": self.max_length, "truncation": True}
-            inputs = self.tokenizer(words, padding=True, return_tensors="pt", **limits).to(self.model.device)
+            inputs = self.tokenizer(
+                words, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            ).to(self.model.device)
             output = self.model(**inputs)
             pooler = getattr(output, "pooler_output", None)
             pooled = pooling(pooler, output.last_hidden_state, inputs["attention_mask"], self.pooling)
@@ -98,7 +93,7 @@ class TextEncoder:
 
 
 class BgeM3Encoder:
-    """BGE-M3's dense vectors through FlagEmbedding; arguments as of `TextEncoder`."""
+    """BGE-M3's dense vectors through FlagEmbedding; the arguments are those of `TextEncoder`."""
 
     def __init__(self, path: str, max_length: int, half: bool = True, texts: int = 0) -> None:
         from FlagEmbedding import BGEM3FlagModel
@@ -106,9 +101,9 @@ class BgeM3Encoder:
         # One device: for several, FlagEmbedding starts a process pool, which needs a main guard in every caller.
         device = torch_device()
         self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
-        self.dimension: int = self.model.model.model.config.hidden_size
-        self.max_length = max_length
         inner = self.model.model.model
+        self.dimension: int = inner.config.hidden_size
+        self.max_length = max_length
         del self.model.model.model  # torch lets only a module take a module's place
         self.model.model.model = with_openvino(inner, self.model.tokenizer, "last_hidden_state", texts)
 
@@ -118,8 +113,14 @@ class BgeM3Encoder:
         return np.asarray(found, dtype=np.float32)
 
 
+def retriever_encoder(args: argparse.Namespace, max_length: int, prefix: str, texts: int) -> TextEncoder:
+    """Load the encoder that the ``retrieval`` section names."""
+    path, pooling = args.retriever_path, args.retrieval_pooling_method
+    return TextEncoder(path, max_length, pooling, args.use_fp16, prefix, path in args.trust_remote_code, texts)
+
+
 def make_scorer(args: argparse.Namespace, texts: int) -> TextEncoder | BgeM3Encoder:
-    """Load the encoder of rationale scores that the ``scoring`` section names, for about so many texts."""
+    """Load the encoder of rationale scores that the ``scoring`` section names, for about ``texts`` texts."""
     path, length, half = args.model_path, args.scorer_max_length, args.use_fp16
     if args.scorer == "bge-m3":
         return BgeM3Encoder(path, length, half, texts)
@@ -130,21 +131,19 @@ def make_scorer(args: argparse.Namespace, texts: int) -> TextEncoder | BgeM3Enco
 
 
 def encode_files(files: Mapping[Path, Sequence[Sized]], encode: MapParts, desc: str, unit: str) -> None:
-    """Write the ``.npy`` files that are missing, each whole: a kill costs the files in work.
+    """Write the ``.npy`` files that are missing, each whole: a kill costs only the unfinished files.
 
-    Args:
-        files: path -> the parts of which it has the rows, in order; a part of length n gives n rows.
-        encode: maps parts to their rows.
-        desc: text of the progress bar.
-        unit: what a row stands for.
+    ``files`` gives for each path the parts whose rows it holds, in order; a part of length n has n rows. ``encode``
+    maps parts to their rows. ``desc`` and ``unit`` are shown by the progress bar.
     """
     missing = {path: parts for path, parts in files.items() if not path.exists()}
-    path_of = [path for path, parts in missing.items() for _ in parts]
-    total, left = (sum(len(part) for parts in some.values() for part in parts) for some in (files, missing))
+    work = [(path, part) for path, parts in missing.items() for part in parts]
+    total = sum(len(part) for parts in files.values() for part in parts)
+    left = sum(len(part) for _, part in work)
     done: dict[Path, dict[int, Any]] = defaultdict(dict)
     with tqdm(total=total, initial=total - left, desc=desc, unit=unit, smoothing=0.05) as bar:
-        for number, rows in encode(part for parts in missing.values() for part in parts):
-            path = path_of[number]
+        for number, rows in encode(part for _, part in work):
+            path, _ = work[number]
             done[path][number] = rows
             bar.update(len(rows))
             if len(done[path]) == len(missing[path]):
@@ -154,12 +153,10 @@ def encode_files(files: Mapping[Path, Sequence[Sized]], encode: MapParts, desc: 
 
 def prepare_folder(folder: Path, made_with: str) -> None:
     """Keep the vectors that an earlier call with the same inputs and settings left; remove all others."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MADE_WITH
     if mark.exists() and mark.read_text() == made_with:
         return
     if any(folder.glob("*.npy")):
         shutil.rmtree(folder)
-        folder.mkdir()
-    with atomic(mark) as handle:
+    with atomic(mark) as handle:  # makes the folder
         handle.write(made_with.encode())

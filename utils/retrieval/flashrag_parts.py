@@ -1,4 +1,4 @@
-"""Import the parts of FlashRAG's retriever package that are used here, and keep all threads.
+"""Import what is used of FlashRAG's retriever package, and keep all threads.
 
 On a machine without a GPU this import sets OpenMP, and with it torch and faiss, to one thread for the whole process.
 The number of threads from before is set again.

@@ -19,27 +19,26 @@ from numpy.typing import NDArray
 from utils.config import UsageError, settings_of, without_secrets
 from utils.devices import model_dimension
 from utils.ray_engine import start_workers
-from utils.retrieval.encoder import TextEncoder, encode_files, prepare_folder
+from utils.retrieval.encoder import encode_files, prepare_folder, retriever_encoder
 from utils.store.files import atomic, locked, remove_torn, require_space
 from utils.store.jsonlines import parse_lines, parse_row
 from utils.store.manifest import Phase
 from utils.store.rows import Passage
 
-INDEX_SETTINGS = ("retrieval_method", "retrieval_pooling_method", "index_max_length")
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
 
 
 def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
-    """Encode ``corpus`` and write the index file ``output``, going on from the shards that an earlier call left."""
+    """Encode ``corpus`` and write the index file ``output``; shards that a killed call finished are used."""
     if args.index_storage not in STORAGE:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
     if not Path(corpus).is_file():
-        fault = "is a folder, not a file" if Path(corpus).is_dir() else "is missing"
-        raise UsageError(f"corpus {corpus} {fault}; give --corpus_path (JSON lines {{id, contents}})")
-    # The name in the manifests of older indexes, which stay valid.
-    settings = settings_of(args, *INDEX_SETTINGS) | {"index_use_fp16": args.use_fp16}
-    if args.index_storage != "fp32":  # left out otherwise, because manifests of older indexes do not have it
+        raise UsageError(f"corpus {corpus} is missing, or no file; give --corpus_path (JSON lines {{id, contents}})")
+    settings = settings_of(args, "retrieval_method", "retrieval_pooling_method", "index_max_length")
+    # As in the manifests of older indexes, which stay valid: this name, and no entry for fp32.
+    settings |= {"index_use_fp16": args.use_fp16}
+    if args.index_storage != "fp32":
         settings["index_storage"] = args.index_storage
     folder = output.with_name(f"{output.name}.shards")
     phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
@@ -54,7 +53,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
         shards = {folder / f"{number:05d}.npy": list(part) for number, part in by_shard}
         size, dimension = sum(map(len, blocks)), model_dimension(args.retriever_path)
         left = sum(len(block) for path, part in shards.items() if not path.exists() for block in part)
-        # The index and its shards stand on the disk together: 2 x 65 GB for wiki18.
+        # The index and its shards are on the disk together: 2 x 65 GB for wiki18.
         need = (size + left) * dimension * STORAGE[args.index_storage].itemsize
         require_space(folder, need, f"{output} and its shards")
         encode = start_workers(args, functools.partial(EncodeBlock, corpus, without_secrets(args), size))
@@ -66,7 +65,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
 
 @dataclass
 class Block:
-    """Consecutive lines of a corpus that are encoded together; its length is its number of passages."""
+    """Consecutive lines of a corpus that are encoded together; its ``len`` is its number of passages."""
 
     shard: int
     start: int  # offset of the first byte
@@ -79,7 +78,7 @@ class Block:
 
 
 def corpus_blocks(lines: Iterable[bytes], shard_size: int) -> list[Block]:
-    """Divide a corpus's lines into blocks of `ENCODE_AT_ONCE` passages, or what is left of a shard."""
+    """Divide a corpus's lines into blocks of `ENCODE_AT_ONCE` passages; a shard's last block may be smaller."""
     blocks: list[Block] = []
     start = passages = 0
     for number, line in enumerate(lines, start=1):
@@ -100,20 +99,12 @@ class EncodeBlock:
     def __init__(self, corpus: str, args: argparse.Namespace, texts: int) -> None:
         from utils.retrieval.flashrag_parts import set_default_instruction
 
-        self._corpus = corpus
-        self._batch_size, self._dtype = args.index_batch_size, STORAGE[args.index_storage]
-        self._encoder = TextEncoder(
-            args.retriever_path,
-            args.index_max_length,
-            args.retrieval_pooling_method,
-            half=args.use_fp16,
-            prefix=set_default_instruction(args.retrieval_method, is_query=False),  # "passage: " for e5
-            trust=args.retriever_path in args.trust_remote_code,
-            texts=texts,
-        )
+        self._corpus, self._batch_size, self._dtype = corpus, args.index_batch_size, STORAGE[args.index_storage]
+        prefix = set_default_instruction(args.retrieval_method, is_query=False)  # "passage: " for e5
+        self._encoder = retriever_encoder(args, args.index_max_length, prefix, texts)
 
     def __call__(self, block: Block) -> NDArray[Any]:
-        """Read and encode a block; the vectors have the type in which they are stored."""
+        """Read and encode a block, and return vectors of the type in which they are stored."""
         with open(self._corpus, "rb") as file:
             file.seek(block.start)
             lines = io.BytesIO(file.read(block.size))
@@ -127,25 +118,24 @@ class EncodeBlock:
 def join_shards(paths: list[Path], dimension: int, output: Path, storage: str = "fp32") -> int:
     """Write the rows of ``.npy`` files as one faiss Flat index with inner product, and return their number.
 
-    faiss would add the vectors in memory, 65 GB for wiki18. Its file is a header and the rows: the same bytes come
-    from the header of an empty index, with the right counts, and the rows copied from the shards.
+    faiss would hold all vectors in memory, 65 GB for wiki18. Its file is a header and the rows, so that copying the
+    rows behind the right header gives the same bytes.
     """
     total = sum(len(np.load(path, mmap_mode="r")) for path in paths)
     with atomic(output) as handle:
         handle.write(index_header(dimension, total, storage))
         for path in paths:
-            rows = np.load(path, mmap_mode="r")
-            for start in range(0, len(rows), 65_536):
-                handle.write(np.ascontiguousarray(rows[start : start + 65_536], dtype=STORAGE[storage]).data)
+            handle.write(np.load(path, mmap_mode="r").astype(STORAGE[storage], copy=False).data)
     return total
 
 
 def index_header(dimension: int, rows: int, storage: str) -> bytes:
-    """Return what stands before the vectors in the file of faiss's IndexFlatIP, or of its like in fp16."""
+    """Return the bytes before the vectors in faiss's file of an IndexFlatIP, or of the scalar quantizer for fp16."""
     import faiss
 
-    quantiser = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    empty = faiss.IndexFlatIP(dimension) if storage == "fp32" else faiss.IndexScalarQuantizer(dimension, *quantiser)
+    empty: faiss.Index = faiss.IndexFlatIP(dimension)
+    if storage == "fp16":
+        empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     header = bytearray(faiss.serialize_index(empty).tobytes())
     # 4 bytes for the type, 4 for the dimension, 8 for the number of rows, ...; the last 8 are the length of the
     # vectors: in floats for fp32, in bytes for fp16.

@@ -1,4 +1,4 @@
-"""FlashRAG's dense retriever with its traps closed."""
+"""Retrieve through FlashRAG's dense retriever, over indexes that need not fit into memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import faiss
 from utils.config import UsageError, without_secrets
 from utils.devices import gpus
 from utils.ray_engine import start_workers
-from utils.retrieval.encoder import TextEncoder
+from utils.retrieval.encoder import retriever_encoder
 from utils.retrieval.flashrag_parts import DenseRetriever, set_default_instruction
 from utils.retrieval.search import BlockIndex, ClusterIndex, stored_type
 from utils.store.jsonlines import parse_row
@@ -21,37 +21,24 @@ from utils.store.rows import Passage
 
 # FlashRAG's settings that stay off.
 OFF = (
-    "save_retrieval_cache",
-    "use_retrieval_cache",
-    "retrieval_cache_path",
-    "use_reranker",
-    "use_sentence_transformer",
-)
+    "save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker", "use_sentence_transformer",
+)  # fmt: skip
 
 
 class FlatRetriever(DenseRetriever):
-    """FlashRAG's dense retriever with its traps closed.
+    """FlashRAG's dense retriever with its traps closed; ``queries`` is about how many will be asked.
 
     - A Flat index is searched block by block, or on a cluster: wiki18's 65 GB need not fit into memory.
-    - Index, corpus and encoder must fit each other.
+    - An index that does not belong to the corpus and the encoder is refused.
     - Neighbours that do not exist (faiss's -1) are left out; FlashRAG returns the last passage in their place.
-    - Half precision only on a GPU; no remote code.
-
-    Args:
-        args: the ``retrieval`` and ``engine`` sections' settings.
-        topk: passages per query.
-        queries: about how many will be asked.
+    - Half precision only on a GPU; remote code only from models in ``trust_remote_code``.
     """
 
     def __init__(self, args: argparse.Namespace, topk: int, queries: int = 0) -> None:
         self._args, self._queries = args, queries
-        config = vars(without_secrets(args)) | dict.fromkeys(OFF, False)
-        names = {
-            "retrieval_topk": topk,
-            "retrieval_model_path": args.retriever_path,
-            "retrieval_use_fp16": args.use_fp16,
-        }
-        super().__init__(config | names)
+        config = vars(without_secrets(args)) | dict.fromkeys(OFF, False) | {"retrieval_topk": topk}
+        config |= {"retrieval_model_path": args.retriever_path, "retrieval_use_fp16": args.use_fp16}
+        super().__init__(config)
         if self.index.ntotal != len(self.corpus):
             raise UsageError(
                 f"{args.index_path} holds {self.index.ntotal} vectors but {args.corpus_path} has {len(self.corpus)} "
@@ -64,7 +51,7 @@ class FlatRetriever(DenseRetriever):
             )
 
     def load_index(self) -> None:
-        """Open a Flat index for the search by blocks, any other by faiss, mapped if it can be."""
+        """Open a Flat index for the search by blocks, any other by faiss, which maps it into memory if it can."""
         args = self._args
         if args.engine != "local":
             start = functools.partial(start_workers, args)
@@ -82,15 +69,8 @@ class FlatRetriever(DenseRetriever):
     def load_model(self) -> None:
         """Load the query encoder, with the prefix that ``retrieval_method`` stands for."""
         args = self._args
-        self.encoder = TextEncoder(
-            args.retriever_path,
-            args.retrieval_query_max_length,
-            args.retrieval_pooling_method,
-            half=args.use_fp16,
-            prefix=query_prefix(args.retrieval_method, args.instruction),
-            trust=args.retriever_path in args.trust_remote_code,
-            texts=self._queries,
-        )
+        prefix = query_prefix(args.retrieval_method, args.instruction)
+        self.encoder = retriever_encoder(args, args.retrieval_query_max_length, prefix, self._queries)
 
     def search_rows(self, queries: list[str], topk: int) -> list[tuple[list[int], list[float]]]:
         """Return each query's corpus rows and scores, best first; fewer than ``topk`` from a small corpus."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,8 @@ def stored_type(index: Any) -> torch.dtype | None:
         return None
     if isinstance(index, faiss.IndexFlat):
         return torch.float32
-    if isinstance(index, faiss.IndexScalarQuantizer) and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16:
-        return torch.float16
-    return None
+    is_fp16 = isinstance(index, faiss.IndexScalarQuantizer) and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+    return torch.float16 if is_fp16 else None
 
 
 class BlockIndex:
@@ -81,23 +80,18 @@ class BlockIndex:
                 columns = best_columns(scores, topk)
                 found = scores.gather(1, columns), columns + self._rows.start + start
                 best[device] = merged(best[device], found, topk) if device in best else found
-            all_best = nothing(len(queries), topk)
-            for values, rows in best.values():
-                all_best = merged(all_best, (values.cpu(), rows.cpu()), topk)
-        return all_best[0].numpy(), all_best[1].numpy()
+            return merged_arrays(best.values(), len(queries), topk)
 
     def _blocks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         if not self._kept:
             yield from self._read(size)
         for start, block in self._kept:
-            for first in range(0, len(block), size):
-                yield start + first, block[first : first + size]
+            yield from zip(range(start, start + len(block), size), block.split(size), strict=True)
 
     def _read(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield the first row and the vectors of each block; while one is in use, a thread reads the next."""
-        on_gpu = self._devices[0] != "cpu"
         # Two buffers in turn: the system would clear fresh ones each time.
-        shape = min(size, len(self._rows)), self.d
+        shape, on_gpu = (min(size, len(self._rows)), self.d), self._devices[0] != "cpu"
         buffers = [torch.empty(shape, dtype=self._dtype, pin_memory=on_gpu) for _ in range(2)]
 
         def fill(number: int) -> torch.Tensor:
@@ -132,11 +126,6 @@ def best_columns(scores: torch.Tensor, count: int) -> torch.Tensor:
     return columns
 
 
-def nothing(queries: int, topk: int) -> Found:
-    """Return what a search has found before it has seen a vector: row -1 in every place."""
-    return torch.full((queries, topk), torch.finfo(torch.float32).min), torch.full((queries, topk), -1)
-
-
 def merged(known: Found, new: Found, topk: int) -> Found:
     """Return the best ``topk`` of both, best first, of equal scores the earlier row first."""
     values, rows = (torch.cat(pair, dim=1) for pair in zip(known, new, strict=True))
@@ -145,8 +134,16 @@ def merged(known: Found, new: Found, topk: int) -> Found:
     return values[:, :topk], rows.gather(1, best[:, :topk])
 
 
+def merged_arrays(results: Iterable[Found], queries: int, topk: int) -> FoundArrays:
+    """Return the best ``topk`` of all results, each merged as it comes; row -1 fills what is missing."""
+    best: Found = torch.full((queries, topk), torch.finfo(torch.float32).min), torch.full((queries, topk), -1)
+    for scores, rows in results:
+        best = merged(best, (scores.cpu(), rows.cpu()), topk)
+    return best[0].numpy(), best[1].numpy()
+
+
 class RangeSearch:
-    """A worker of a cluster that searches ranges of an index's rows, on its GPU if it is to."""
+    """A worker of a cluster that searches ranges of an index's rows."""
 
     def __init__(self, path: str, queries: NDArray[np.float32], topk: int, on_gpu: bool) -> None:
         self._path, self._queries, self._topk = path, queries, topk
@@ -158,11 +155,11 @@ class RangeSearch:
 
 
 class ClusterIndex:
-    """An index file, readable under one path by all workers of a cluster, that they search in ranges of rows.
+    """An index file that the workers of a cluster search in ranges of rows; all of them read it under this path.
 
     Args:
         path: the index file.
-        start: starts the workers, given what makes one.
+        start: starts the workers, given the function that makes one.
         range_size: rows of a range.
         on_gpu: search on the workers' GPUs.
     """
@@ -173,10 +170,9 @@ class ClusterIndex:
         self._path, self._start, self._range_size, self._on_gpu = path, start, range_size, on_gpu
 
     def search(self, queries: NDArray[np.float32], topk: int) -> FoundArrays:
-        """Search like `BlockIndex`, and merge what the ranges give as it comes."""
+        """Search like `BlockIndex`."""
         search_ranges = self._start(functools.partial(RangeSearch, self._path, queries, topk, self._on_gpu))
-        starts = range(0, self.ntotal, self._range_size)
-        best = nothing(len(queries), topk)
-        for _, (scores, rows) in search_ranges(range(s, min(s + self._range_size, self.ntotal)) for s in starts):
-            best = merged(best, (torch.from_numpy(scores), torch.from_numpy(rows)), topk)
-        return best[0].numpy(), best[1].numpy()
+        every = range(self.ntotal)
+        ranges = (every[start : start + self._range_size] for start in every[:: self._range_size])
+        found = ((torch.from_numpy(scores), torch.from_numpy(rows)) for _, (scores, rows) in search_ranges(ranges))
+        return merged_arrays(found, len(queries), topk)
