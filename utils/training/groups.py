@@ -33,18 +33,9 @@ def write_training_file(
 ) -> None:
     """Fuse two score caches and sample lines ``{query, pos, neg}``. Give the same cache twice to train on it alone.
 
-    One pass over the rationale cache; memory holds the caches' keys and one question.
-
-    Args:
-        reason_cache: rationale scores.
-        retrieval_cache: retrieval scores of the same questions and passages.
-        docs: the candidates file; where it exists, positives and negatives that contain an answer are counted.
-        passages: texts by passage id, for caches in the own format.
-        output: the training file.
-        weight: of the rationale scores.
-        sampling: a key of `utils.method.SAMPLERS`.
-        topk: passages kept after fusion.
-        overwrite: make the file again even if it is finished.
+    Memory holds the caches' keys and one question. Caches in the own format need ``passages``, the texts by passage id.
+    Where ``docs``, the candidates file, exists, positives and negatives that contain an answer are counted. The
+    rationale scores have ``weight``; ``topk`` passages are kept after fusion.
     """
     if passages_needed(sampling, topk) > topk:
         raise UsageError(f"--sampling {sampling} needs --fusion_topk {passages_needed(sampling, topk)}, not {topk}")
@@ -80,7 +71,7 @@ def training_groups(
     texts: PassageTexts | None,
     answers_of: Callable[[str], list[str]] | None,
 ) -> Iterator[TrainingGroup]:
-    """Sample groups from the first ``topk`` distinct texts of each ranking, and add to ``counts`` what was met.
+    """Sample groups from the first ``topk`` distinct texts of each ranking; ``counts`` receives the statistics.
 
     A repeated text is left out: a positive that comes back as its own negative teaches nothing. ``texts`` is None if
     the rankings hold texts in place of passage ids.

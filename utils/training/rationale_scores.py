@@ -85,10 +85,9 @@ def encode_worker(args: argparse.Namespace, texts: int) -> Callable[[list[str]],
 
 
 def _encode(texts: list[str], folder: Path, run: MapParts, chunk_size: int, made_with: str) -> Embeddings:
-    """Return the texts' rows, mapped from the disk.
+    """Encode texts, longest first, into files of ``chunk_size`` texts; return their rows, mapped from the disk.
 
-    They are encoded longest first, into files of ``chunk_size`` texts; files that an earlier call with the same inputs
-    and settings (``made_with``) left are kept.
+    Files that an earlier call with the same inputs and settings (``made_with``) left are kept.
     """
     prepare_folder(folder, f"{made_with} {len(texts)}")
     chunks = list(in_chunks(length_order(texts), chunk_size))

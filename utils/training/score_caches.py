@@ -89,14 +89,9 @@ class Ranked:
 def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]) -> Iterator[Ranked]:
     """Join two caches by question and passage, fuse, and rank, in the order of the rationale cache.
 
-    Equal fused scores keep the order of the rationale cache, as in the published script.
-
-    Args:
-        reason: cache of rationale scores.
-        retrieval: cache of retrieval scores of the same questions and passages, in any order.
-        weight: as in `utils.method.fuse`.
-        counts: receives ``questions without any order`` (all scores equal in both caches; left out), ``constant score
-            lists`` (in one of them; the other decides) and ``repeated passages`` (the best score is kept).
+    Equal fused scores keep its order too, as in the published script. ``counts`` receives ``questions without any
+    order`` (all scores equal in both caches; left out), ``constant score lists`` (in one of them; the other decides)
+    and ``repeated passages`` (the best score is kept).
     """
     for key in reason:
         where, raw = reason[key]
