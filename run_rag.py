@@ -22,7 +22,6 @@ reranker or generator repeats nothing that it does not change.
 
 from __future__ import annotations
 
-from utils.classes import run_rag
 from utils.config import phase_arguments, run_main
 from utils.devices import select_devices
 
@@ -33,6 +32,8 @@ def main() -> None:
     """Parse the command line, run the pipeline, print the metrics."""
     args = phase_arguments(__doc__, ["retrieval", "rag", "engine"], extra=EXTRA)
     select_devices(args)
+    from utils.classes import run_rag  # only now: its libraries would slow down --help, and CUDA is chosen
+
     print(run_rag(args))
 
 

@@ -13,7 +13,6 @@ one that does. The row "none" is the same documents without an attack.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,17 +62,23 @@ def main() -> None:
     args = phase_arguments(__doc__, ["rag"], extra=EXTRA)
     select_devices(args)
     attacks, probes = read_probes(args.probes)
-    generator, ranker = generator_name(args), reranker_name(args)
+    reader, ranker = generator_name(args), reranker_name(args)
     if args.framework == NO_GENERATOR and not args.rerank_model_path:
         raise UsageError("nothing to probe: --framework names a reader, --rerank_model_path a reranker")
-    output = Path(args.save_dir) / f"injection_{file_name(generator)}_{file_name(ranker)}.json"
+    output = Path(args.save_dir) / f"injection_{file_name(reader)}_{file_name(ranker)}.json"
     models = [args.model_path if args.framework in LOCAL_FRAMEWORKS else None, args.rerank_model_path]
-    phase = Phase(output, [args.probes, *filter(None, models)], settings_of(args, *SETTINGS) | {"generator": generator})
+    phase = Phase(output, [args.probes, *filter(None, models)], settings_of(args, *SETTINGS) | {"generator": reader})
     found: dict[str, list[dict[str, Any]]] = {}
     if args.framework != NO_GENERATOR:
-        found["reader"] = reader_rows(attacks, probes, _reader(args))
+        generator = make_generator(args)
+        prompt = RagPrompt(args.prompts, args.max_input_tokens, generator.count_tokens, generator.defuse)
+        found["reader"] = reader_rows(
+            attacks, probes, lambda jobs: generator.generate([prompt.build(*j) for j in jobs])
+        )
     if args.rerank_model_path:
-        found["reranker"] = reranker_rows(attacks, probes, _reranker(args))
+        from utils.rag.rerankers import LengthSortedReranker
+
+        found["reranker"] = reranker_rows(attacks, probes, LengthSortedReranker(args).score)
     for name, rows in found.items():
         print(f"{name}, n = {len(probes)} per attack")
         for row in rows:
@@ -125,24 +130,6 @@ def reranker_rows(attacks: dict[str, str], probes: Sequence[Probe], score: Score
         preferred = sum(carrier > sound for _, sound, carrier in scores)
         rows.append({"attack": kind, "preferred": preferred / len(probes)})
     return rows
-
-
-def _reader(args: argparse.Namespace) -> Answer:
-    generator = make_generator(args)
-    prompt = RagPrompt(args.prompts, args.max_input_tokens, generator.count_tokens, generator.defuse)
-    return lambda jobs: generator.generate([prompt.build(question, passages) for question, passages in jobs])
-
-
-def _reranker(args: argparse.Namespace) -> Score:
-    from utils.rag.rerankers import LengthSortedReranker
-
-    reranker = LengthSortedReranker(args)
-
-    def score(questions: list[str], passages: list[list[str]]) -> list[list[float]]:
-        flat = iter(reranker.get_rerank_scores(questions, passages, args.rerank_batch_size))
-        return [[next(flat) for _ in texts] for texts in passages]
-
-    return score
 
 
 if __name__ == "__main__":

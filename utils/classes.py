@@ -12,7 +12,6 @@ import functools
 import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from utils.mmlu.letters import letter_metrics
 from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
 from utils.rag.metrics import ranking_metrics, relevance, text_metrics, write_qrels, write_run
 from utils.rag.prompts import RagPrompt
-from utils.rag.statistics import bootstrap
+from utils.rag.statistics import Interval, bootstrap
 from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
 from utils.store.files import atomic, file_name
@@ -60,10 +59,10 @@ def run_rag(args: argparse.Namespace) -> str:
     folder = Path(args.save_dir) / file_name(args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}")
     inputs = [source]
     if args.retrieval_topk:
-        inputs += [args.index_path, args.corpus_path, args.retriever_path]
-        inputs += [args.rerank_model_path] if args.rerank_model_path else []
-    inputs += [args.model_path] if args.framework in LOCAL_FRAMEWORKS else []
-    phase = Phase(folder / "intermediate_data.json", inputs, settings)
+        inputs += [args.index_path, args.corpus_path, args.retriever_path, args.rerank_model_path]
+    if args.framework in LOCAL_FRAMEWORKS:
+        inputs.append(args.model_path)
+    phase = Phase(folder / "intermediate_data.json", filter(None, inputs), settings)
     summary = folder / "metric_score.txt"
     if phase.is_done(args.overwrite) and summary.exists():
         return summary.read_text().rstrip("\n")
@@ -90,18 +89,19 @@ class RagPipeline:
             raise UsageError("--framework none measures rankings: it needs --answer_type text and retrieval")
 
     def run(self, folder: Path) -> str:
-        """Run all stages and write the run's folder; return the metrics with their intervals.
-
-        The folder holds ``intermediate_data.json`` (FlashRAG's layout), ``metric_score.txt``,
-        ``metrics.json`` with intervals, and the stages' rankings with their judgements in TREC's formats.
-        """
+        """Run all stages and write the run's folder (see run_rag.py); return the metrics with their intervals."""
         rows: list[dict[str, Any]] = [row.model_dump(exclude_none=True) for row in self.questions]
         passages: list[list[dict[str, str]]] = [[] for _ in rows]
         scores: dict[str, list[float]] = {}
         if self.args.retrieval_topk:
-            retrieved = self.retrieve()
+            retrieved = self._retrieval_path()
+            retrieve(self.questions, self.args, self.args.retrieval_topk, retrieved)
             release_memory()
-            ranked = self.rerank(retrieved)
+            ranked = self._ranking_path(retrieved)
+            if reranker_name(self.args) == ORACLE:
+                self._rank_by_answers(retrieved, ranked)
+            elif ranked != retrieved:
+                self._rerank(retrieved, ranked)
             release_memory()
             self.facts["stages"] = {"retrieval": str(retrieved), "reranking": str(ranked)}
             passages = self._best_passages(retrieved, ranked)
@@ -109,33 +109,25 @@ class RagPipeline:
                 scores |= self._rank_quality(retrieved, ranked, folder)
         outputs: list[dict[str, Any]] = [{"retrieval_result": found} for found in passages]
         if self.args.framework != NO_GENERATOR:
-            answers = self.generate(passages)
+            generator = make_generator(self.args)
+            answers = generator.generate(self._prompts(generator, passages))
+            self.facts |= generator.facts
             measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
             scores |= measure(answers, [row.golden_answers for row in self.questions])
             outputs = [output | {"pred": answer} for output, answer in zip(outputs, answers, strict=True)]
-        for i, row in enumerate(rows):
-            row["output"] = outputs[i] | {"metric_score": {name: values[i] for name, values in scores.items()}}
-        return self._save(rows, scores, folder)
+        for i, (row, output) in enumerate(zip(rows, outputs, strict=True)):
+            row["output"] = output | {"metric_score": {name: values[i] for name, values in scores.items()}}
+        return _save(rows, {name: bootstrap(values, self.args.seed) for name, values in scores.items()}, folder)
 
-    def retrieve(self) -> Path:
-        """Retrieve ``retrieval_topk`` candidates per question."""
-        output = self._retrieval_path()
-        retrieve(self.questions, self.args, self.args.retrieval_topk, output)
-        return output
-
-    def rerank(self, retrieved: Path) -> Path:
-        """Sort the same candidates by the reranker's scores; without one the retrieval file itself is the ranking."""
-        args, output = self.args, self._ranking_path(retrieved)
-        if reranker_name(args) == NO_RERANKER:
-            return retrieved
-        if reranker_name(args) == ORACLE:
-            return self._oracle(retrieved)
+    def _rerank(self, retrieved: Path, output: Path) -> None:
+        """Sort the candidates by the reranker's scores."""
+        args = self.args
         journal_path = output.with_suffix(".journal.jsonl")
         inputs = [retrieved, args.rerank_model_path]
         phase = Phase(output, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
         if phase.is_done(args.overwrite):
-            return output
-        from utils.rag.rerankers import rerank_worker
+            return
+        from utils.rag.rerankers import rerank_worker  # it loads torch, which a finished stage does not need
 
         texts = PassageTexts(passages_path(retrieved))
         candidates = read_rows(retrieved, Candidates)
@@ -150,23 +142,21 @@ class RagPipeline:
             write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
             phase.finish(len(candidates))
             journal.delete()
-        return output
 
-    def _oracle(self, retrieved: Path) -> Path:
+    def _rank_by_answers(self, retrieved: Path, output: Path) -> None:
         """Put passages with an answer first, otherwise in the retriever's order: the most a reranker could do."""
-        output = self._ranking_path(retrieved)
         phase = Phase(output, [retrieved], {})
-        if not phase.is_done(self.args.overwrite):
-            candidates = read_rows(retrieved, Candidates)
-            qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
+        if phase.is_done(self.args.overwrite):
+            return
+        candidates = read_rows(retrieved, Candidates)
+        qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
 
-            def ranked(row: Candidates) -> Candidates:
-                labels = qrels[row.id]
-                order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
-                return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
+        def ranked(row: Candidates) -> Candidates:
+            labels = qrels[row.id]
+            order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
+            return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
 
-            phase.finish(write_lines(output, map(ranked, candidates)))
-        return output
+        phase.finish(write_lines(output, map(ranked, candidates)))
 
     def _retrieval_path(self) -> Path:
         args = self.args
@@ -176,6 +166,7 @@ class RagPipeline:
         return self.stages / f"retrieve_{args.dataset}_{args.split}_{key}.jsonl"
 
     def _ranking_path(self, retrieved: Path) -> Path:
+        """Return the file of the reranker's order; without a reranker the retrieval file itself is the ranking."""
         args, name = self.args, reranker_name(self.args)
         if name == NO_RERANKER:
             return retrieved
@@ -191,13 +182,6 @@ class RagPipeline:
         best = (row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates))
         return [[{"id": pid, "contents": store[pid]} for pid in ids] for ids in best]
 
-    def generate(self, passages: list[list[dict[str, str]]]) -> list[str]:
-        """Answer each question from its passages, best first; none for closed book."""
-        generator = make_generator(self.args)
-        answers = generator.generate(self._prompts(generator, passages))
-        self.facts |= generator.facts
-        return answers
-
     def _prompts(self, generator: Generator, passages: list[list[dict[str, str]]]) -> list[Prompt]:
         prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens, generator.defuse)
         pairs = zip(self.questions, passages, strict=True)
@@ -208,7 +192,7 @@ class RagPipeline:
         return prompts
 
     def forecast(self) -> str:
-        """Say what the answers of an API generator would take, from rankings that are there already."""
+        """Say what a server's answers would take, from rankings that are there already."""
         if self.args.framework != "openai":
             raise UsageError("--dry_run is for --framework openai; the others ask no server")
         passages: list[list[dict[str, str]]] = [[] for _ in self.questions]
@@ -233,26 +217,24 @@ class RagPipeline:
         cutoffs = sorted({1, self.args.rerank_topk, self.args.retrieval_topk})
         return ranking_metrics(qrels, {row.id: row.passage_ids for row in candidates}, cutoffs)
 
-    def _save(self, rows: list[dict[str, Any]], scores: dict[str, list[float]], folder: Path) -> str:
-        found = {name: bootstrap(values, self.args.seed) for name, values in scores.items()}
-        with atomic(folder / "metric_score.txt") as handle:
-            handle.write("".join(f"{name}: {interval.mean}\n" for name, interval in found.items()).encode())
-        with atomic(folder / "metrics.json") as handle:
-            intervals = {name: asdict(interval) for name, interval in found.items()}
-            handle.write(orjson.dumps(intervals, option=orjson.OPT_INDENT_2))
-        with atomic(folder / "intermediate_data.json") as handle:
-            handle.write(b"[\n" + b",\n".join(dump_line(row).rstrip() for row in rows) + b"\n]\n")
-        return "\n".join(f"{name:10} {interval}" for name, interval in found.items())
+
+def _save(rows: list[dict[str, Any]], metrics: dict[str, Interval], folder: Path) -> str:
+    """Write a run's rows and metrics; return the metrics as lines."""
+    with atomic(folder / "metric_score.txt") as handle:
+        handle.write("".join(f"{name}: {interval.mean}\n" for name, interval in metrics.items()).encode())
+    with atomic(folder / "metrics.json") as handle:
+        handle.write(orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
+    with atomic(folder / "intermediate_data.json") as handle:
+        handle.write(b"[\n" + b",\n".join(dump_line(row).rstrip() for row in rows) + b"\n]\n")
+    return "\n".join(f"{name:10} {interval}" for name, interval in metrics.items())
 
 
 def reranker_name(args: argparse.Namespace) -> str:
     """Name the reranker in tables and folders: as given, else by the model's folder, else ``none``."""
     path, name = args.rerank_model_path, args.rerank_model_name
     if path is None and name not in (None, NO_RERANKER, ORACLE):
-        raise UsageError(
-            f"--rerank_model_name {name} needs --rerank_model_path (folder or hub id); "
-            "leave both out to keep the retriever's order"
-        )
+        keep = "leave both out to keep the retriever's order"
+        raise UsageError(f"--rerank_model_name {name} needs --rerank_model_path (folder or hub id); {keep}")
     if path is not None and name in (NO_RERANKER, ORACLE):
         raise UsageError(f"--rerank_model_name {name} goes without --rerank_model_path")
     return name or (NO_RERANKER if path is None else Path(path).name)

@@ -1,9 +1,8 @@
-"""Generators: prompts in, greedy answers out. This one asks a server; `utils.rag.local_generators` has the others."""
+"""Generators: prompts in, greedy answers out. This asks a server; `utils.rag.local_generators` has the others."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from utils.store.files import file_name
 from utils.store.journal import Journal
 
 CHARACTERS_PER_TOKEN = 3  # tokens are rarely shorter; used where the server's tokenizer is not at hand
-LOCAL_FRAMEWORKS: dict[str, Callable[[argparse.Namespace], LocalGenerator]] = {
+LOCAL_FRAMEWORKS: dict[str, type[LocalGenerator]] = {
     "hf": HFGenerator,
     "vllm": VLLMGenerator,
     "fschat": FastChatGenerator,
@@ -28,14 +27,14 @@ LOCAL_FRAMEWORKS: dict[str, Callable[[argparse.Namespace], LocalGenerator]] = {
 class OpenAIGenerator:
     """Any OpenAI-compatible server; FlashRAG's own prints every prompt and needs the internet to start.
 
-    Answers are kept in ``save_dir/answers/MODEL.journal.jsonl`` by request: another run with the same prompts
-    pays nothing.
+    Answers are kept in ``save_dir/answers/`` by request: another run with the same prompts pays nothing.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.name: str = args.openai_model
         self.facts: dict[str, Any] = {}  # for the run's manifest
         self._args, self._server = args, Server.of(args)
+        self._budget = Budget.for_model(args.prices, self.name, args.max_cost)
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}.journal.jsonl"
 
     def count_tokens(self, text: str) -> int:
@@ -47,20 +46,14 @@ class OpenAIGenerator:
         return defused(text)
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
-        """Give one answer per prompt, an empty one where a request failed for good.
-
-        Raises:
-            UsageError: more of them failed than ``max_failures`` allows; the answers so far are kept.
-        """
-        requests, budget = self._requests(prompts), self._budget()
+        """Give one answer per prompt, an empty one where a request failed for good, as ``max_failures`` of them may."""
+        requests = self._requests(prompts)
         with Journal(self._journal) as journal:
-            outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=budget)
+            outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=self._budget)
             answers = [journal[item.key]["text"].strip() if item.key in journal else "" for item in requests]
         if outcome.unasked:
-            raise UsageError(
-                f"{outcome.unasked} requests were not sent: {outcome.stopped}; the answers so far are kept, and the "
-                "same command goes on (--max_cost raises the limit)"
-            )
+            goes_on = "the answers so far are kept, and the same command goes on (--max_cost raises the limit)"
+            raise UsageError(f"{outcome.unasked} requests were not sent: {outcome.stopped}; {goes_on}")
         failed = sum(item.key in outcome.failures for item in requests)
         if failed > self._args.max_failures * len(requests):
             reasons = sorted(set(outcome.failures.values()))
@@ -71,20 +64,16 @@ class OpenAIGenerator:
         if failed:
             print(f"{failed} of {len(requests)} questions have no answer, which counts as a wrong one")
             self.facts["questions without an answer"] = failed
-        self.facts |= outcome.usage | {"cost": budget.cost}
+        self.facts |= outcome.usage | {"cost": self._budget.cost}
         return answers
 
     def forecast(self, prompts: list[Prompt]) -> str:
         """Say what `generate` would take: rows, tokens, cost, time."""
-        waiting = open_keys(self._journal)
-        return forecast(self._requests(prompts), self._journal, waiting, self._server, self._budget())
+        return forecast(self._requests(prompts), self._journal, open_keys(self._journal), self._server, self._budget)
 
     def _requests(self, prompts: list[Prompt]) -> list[Request]:
         settings = {"temperature": 0, "max_tokens": self._args.max_tokens, "seed": self._args.seed}
         return [request(self.name, prompt, self._args.stop, **settings) for prompt in prompts]
-
-    def _budget(self) -> Budget:
-        return Budget.for_model(self._args.prices, self.name, self._args.max_cost)
 
 
 Generator = OpenAIGenerator | LocalGenerator

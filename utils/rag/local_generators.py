@@ -49,11 +49,9 @@ class LocalGenerator(ABC):
         # Longest first: prompts of like length share a batch, and one too long for the memory fails at the start.
         todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -_characters(item[1]))
         with Journal(self._journal) as journal:
-            resume(journal, todo, lambda item: item[0], self.chunk, one_by_one(self._records), "generate")
+            work = one_by_one(lambda part: [{"text": text} for text in self._answer([prompt for _, prompt in part])])
+            resume(journal, todo, lambda item: item[0], self.chunk, work, "generate")
             return [journal[key]["text"] for key in keys]
-
-    def _records(self, part: list[tuple[str, Prompt]]) -> list[dict[str, Any]]:
-        return [{"text": text} for text in self._answer([prompt for _, prompt in part])]
 
     @abstractmethod
     def _answer(self, prompts: list[Prompt]) -> list[str]:
@@ -71,7 +69,7 @@ class HFGenerator(LocalGenerator):
         super().__init__(args)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = self._load(args).eval()
+        self.model = self._load(args).eval()
         self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size
 
@@ -147,10 +145,8 @@ class VLLMGenerator(LocalGenerator):
         try:
             from vllm import LLM
         except ImportError:
-            raise UsageError(
-                "--framework vllm needs vLLM: pip install -r requirements/gpu.txt, or use --framework hf, or "
-                "--framework openai with a server"
-            ) from None
+            others = "use --framework hf, or --framework openai with a server"
+            raise UsageError(f"--framework vllm needs vLLM: pip install -r requirements/gpu.txt, or {others}") from None
         import torch
 
         super().__init__(args)

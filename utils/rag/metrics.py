@@ -27,26 +27,14 @@ def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> di
 
 
 def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str, dict[str, int]]:
-    """Return qrels by answer matching: 1 where a passage contains an answer, as DPR counts it, else 0.
-
-    Args:
-        candidates: questions with their answers and passage ids.
-        texts: of all passages.
-
-    Returns:
-        Question id -> passage id -> relevance.
-    """
+    """Return question id -> passage id -> 1 where the passage contains an answer, as DPR counts it, else 0."""
     import pandas
 
     qrels: dict[str, dict[str, int]] = {}
     with tqdm(total=len(candidates), desc="match answers", unit="question", disable=len(candidates) < MANY_ROWS) as bar:
         for part in in_chunks(list(candidates), QUESTIONS_AT_ONCE):
-            frame = pandas.DataFrame(
-                {
-                    "answers": [row.golden_answers for row in part],
-                    "passages": [[texts[pid] for pid in row.passage_ids] for row in part],
-                }
-            )
+            rows = [(row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in part]
+            frame = pandas.DataFrame(rows, columns=["answers", "passages"])
             for row, labels in zip(part, apply_rows(frame, _labels, axis=1), strict=True):
                 qrels[row.id] = dict(zip(row.passage_ids, labels, strict=True))
             bar.update(len(part))
@@ -62,13 +50,9 @@ def ranking_metrics(
 ) -> dict[str, list[float]]:
     """Compute answer recall (an answer within the first k), reciprocal rank and nDCG@10, one value per question.
 
-    Questions whose candidates hold no answer count as 0, so that runs over the same questions compare.
-    nDCG's ideal order is that of the same candidates.
-
-    Args:
-        qrels: question id -> passage id -> relevance.
-        ranking: question id -> passage ids, best first.
-        cutoffs: the k of answer recall.
+    ``qrels`` comes from `relevance`; ``ranking`` holds passage ids by question id, best first. Questions whose
+    candidates hold no answer count as 0, so that runs over the same questions compare. nDCG's ideal order is that of
+    the same candidates.
     """
     import ir_measures
     from ir_measures import RR, Success, nDCG

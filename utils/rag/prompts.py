@@ -37,12 +37,7 @@ class RagPrompt:
 
     FlashRAG's PromptTemplate guesses from the model's path whether it is a chat model, and cuts the middle of a
     long prompt or its question. Here a completion template gives a string, otherwise chat messages are made.
-
-    Args:
-        prompts: the ``prompts`` section.
-        max_input_tokens: most tokens of a whole prompt.
-        count_tokens: tokens of a text, exact or a cautious estimate.
-        defuse: breaks up control tokens in passages and questions.
+    ``count_tokens`` may be a cautious estimate; ``defuse`` breaks up control tokens in passages and questions.
     """
 
     def __init__(
@@ -58,7 +53,7 @@ class RagPrompt:
 
     def build(self, question: str, passages: list[str]) -> Prompt:
         """Build the prompt of one question from ``title, newline, text`` passages, best first; none: closed book."""
-        question, passages = self.defuse(question), [self.defuse(text) for text in passages]
+        question, passages = self.defuse(question), list(map(self.defuse, passages))
         kept = self._fitting(question, passages)
         self.trimmed += kept != passages
         return self._render(question, kept)

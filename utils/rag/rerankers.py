@@ -24,9 +24,7 @@ from utils.store.rows import Candidates
 class LengthSortedReranker(BaseReranker):
     """Any model that transformers loads for sequence classification with one label.
 
-    Args:
-        args: the ``rag`` section's ``rerank_*`` settings.
-        pairs: about how many will be scored; on a CPU many are worth the conversion to an OpenVINO model.
+    About ``pairs`` will be scored: on a CPU many are worth the conversion to an OpenVINO model.
     """
 
     def __init__(self, args: argparse.Namespace, pairs: int = 0) -> None:
@@ -77,31 +75,24 @@ class LengthSortedReranker(BaseReranker):
         """Tokenise pairs as FlagEmbedding trains them: the question keeps at most 3/4, then the passage is cut."""
         room = self.max_length * 3 // 4
         cut = self.tokenizer(queries, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
-        queries = [
-            self.tokenizer.decode(ids) if len(ids) == room else query for ids, query in zip(cut, queries, strict=True)
-        ]
+        kept = zip(cut, queries, strict=True)
+        queries = [self.tokenizer.decode(ids) if len(ids) == room else query for ids, query in kept]
         return dict(self.tokenizer(queries, passages, truncation="only_second", max_length=self.max_length))
 
-    def rerank(
-        self,
-        query_list: list[str],
-        doc_list: list[list[Any]],
-        batch_size: int | None = None,
-        topk: int | None = None,
-    ) -> tuple[list[list[Any]], list[list[float]]]:
-        """Sort each question's passages by score, best first; equal scores keep the retriever's order.
+    def score(
+        self, questions: list[str], passages: list[list[str]], batch_size: int | None = None
+    ) -> list[list[float]]:
+        """Score each question with its passages; one list per question."""
+        flat = iter(self.get_rerank_scores(questions, passages, batch_size or self.batch_size))
+        return [[next(flat) for _ in texts] for texts in passages]
 
-        Args:
-            query_list: the questions.
-            doc_list: for each question its passages, as texts or as ``{"contents": text}``.
-            batch_size: pairs per forward pass; ``rerank_batch_size`` if None.
-            topk: passages kept per question; ``rerank_topk`` if None.
-        """
+    def rerank(
+        self, query_list: list[str], doc_list: list[list[Any]], batch_size: int | None = None, topk: int | None = None
+    ) -> tuple[list[list[Any]], list[list[float]]]:
+        """Sort each question's passages, texts or ``{"contents": text}``, by score; equal scores keep their order."""
         texts = [[doc if isinstance(doc, str) else doc["contents"] for doc in docs] for docs in doc_list]
-        flat = iter(self.get_rerank_scores(query_list, texts, batch_size or self.batch_size))
         ranked, scores = [], []
-        for docs in doc_list:
-            found = [next(flat) for _ in docs]
+        for docs, found in zip(doc_list, self.score(query_list, texts, batch_size), strict=True):
             order = descending(found)[: topk or self.topk]
             ranked.append([docs[i] for i in order])
             scores.append([found[i] for i in order])
@@ -115,14 +106,11 @@ def rerank_worker(
     reranker = LengthSortedReranker(args, pairs)
 
     def work(questions: list[tuple[Candidates, list[str]]]) -> list[dict[str, Any]]:
-        docs = [
-            [{"id": pid, "contents": text} for pid, text in zip(row.passage_ids, texts, strict=True)]
-            for row, texts in questions
-        ]
-        ranked, scores = reranker.rerank([row.question for row, _ in questions], docs, topk=sys.maxsize)
+        scores = reranker.score([row.question for row, _ in questions], [texts for _, texts in questions])
+        orders = map(descending, scores)
         return [
-            {"passage_ids": [doc["id"] for doc in found], "scores": score}
-            for found, score in zip(ranked, scores, strict=True)
+            {"passage_ids": [row.passage_ids[i] for i in order], "scores": [found[i] for i in order]}
+            for (row, _), found, order in zip(questions, scores, orders, strict=True)
         ]
 
     return work

@@ -41,7 +41,6 @@ PASSED_ON = (
     "train_group_size", "query_max_len", "passage_max_len", "weight_decay", "warmup_steps", "lr_scheduler_type",
     "max_grad_norm", "logging_steps", "dataloader_num_workers", "seed",
 )  # fmt: skip
-TRAINING_SETTINGS = (*PASSED_ON, "precision", "nproc_per_node")
 
 
 def main() -> int:
@@ -54,7 +53,7 @@ def main() -> int:
 def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
     """Check, train, and give the model its name; return the exit code."""
     starter = launcher(args)
-    settings = settings_of(args, *TRAINING_SETTINGS)
+    settings = settings_of(args, *PASSED_ON, "precision", "nproc_per_node")
     if args.nnodes > 1:  # left out otherwise, so that manifests of earlier versions still match
         settings["nnodes"] = args.nnodes
     phase = Phase(output, [train_data, args.base_model], settings, folder=True)
@@ -91,20 +90,15 @@ def train(command: list[str], unfinished: Path) -> int:
     code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
     if code:
         # torch and safetensors report a full disk in many ways, none of them plain.
-        free = f"{free_space(unfinished) / 1e9:.1f} GB free on the disk"
-        print(
-            f"error: training ended with exit code {code} ({free}); the same command goes on from the last checkpoint "
-            f"in {unfinished}",
-            file=sys.stderr,
-        )
+        said = f"error: training ended with exit code {code} ({free_space(unfinished) / 1e9:.1f} GB free on the disk)"
+        print(f"{said}; the same command goes on from the last checkpoint in {unfinished}", file=sys.stderr)
     return code
 
 
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
-    """Give a trained model its name.
+    """Give a trained model its name; its marks stay until its manifest is written, so that no kill costs the training.
 
-    Its marks stay until the manifest is written, so that no kill costs the training. The manifest of an earlier model
-    goes with that model: beside the new one it would pass for its own.
+    The manifest of an earlier model goes with that model: beside the new one it would pass for its own.
     """
     for checkpoint in unfinished.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -146,30 +140,22 @@ def checkpoint_to_resume(folder: Path) -> str | None:
 
 
 def check_training_file(path: Path, args: argparse.Namespace) -> int:
-    """Read every line before a model loads, and return the number of groups.
-
-    Raises:
-        UsageError: a missing file, a malformed line, one without positives or negatives, or fewer lines than one batch
-            over all processes.
-    """
+    """Read every line before a model loads; return the number of groups, at least one batch over all processes."""
     if path.suffix not in (".json", ".jsonl"):
         raise UsageError(f"{path}: FlagEmbedding reads training files whose name ends in .jsonl or .json, no others")
     groups, repeated = 0, 0
     for number, raw in read_jsonl(path, "python score_cache_to_dataset.py --dataset NAME"):
-        group = parse_row(raw, TrainingGroup, f"{path}:{number}")
-        for field, texts in (("pos", group.pos), ("neg", group.neg)):
-            if not texts:
-                raise UsageError(
-                    f"{path}:{number}: field '{field}' is an empty list; FlagEmbedding cannot draw from it"
-                )
+        where = f"{path}:{number}"
+        group = parse_row(raw, TrainingGroup, where)
+        for field in ("pos", "neg"):
+            if not getattr(group, field):
+                raise UsageError(f"{where}: field '{field}' is an empty list; FlagEmbedding cannot draw from it")
         repeated += len(group.neg) < args.train_group_size - 1
         groups += 1
     batch = args.per_device_train_batch_size * args.nproc_per_node * args.nnodes
     if groups < batch:
-        raise UsageError(
-            f"{path} has {groups} lines, fewer than one batch of {batch}; make more, or lower "
-            "--per_device_train_batch_size, --nproc_per_node or --nnodes"
-        )
+        flags = "--per_device_train_batch_size, --nproc_per_node or --nnodes"
+        raise UsageError(f"{path} has {groups} lines, fewer than one batch of {batch}; make more, or lower {flags}")
     if repeated:
         print(f"{repeated} of {groups} lines have fewer than {args.train_group_size - 1} negatives; some are repeated")
     return groups
@@ -183,18 +169,12 @@ def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
     pair = args.query_max_len + args.passage_max_len
     limit = longest_input(pretrained(AutoTokenizer, base_model, trust), pretrained(AutoConfig, base_model, trust))
     if pair > limit:
-        raise UsageError(
-            f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len} = {pair} tokens, but "
-            f"{base_model} takes {limit}"
-        )
+        lengths = f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len}"
+        raise UsageError(f"{lengths} = {pair} tokens, but {base_model} takes {limit}")
 
 
 def launcher(args: argparse.Namespace) -> list[str]:
-    """Return the words that start a module here, by torchrun if there are several processes or nodes.
-
-    Raises:
-        UsageError: several nodes without --master, or a rank out of range.
-    """
+    """Return the words that start a module here, by torchrun if there are several processes or nodes."""
     if not 0 <= args.node_rank < args.nnodes:
         raise UsageError(f"--node_rank {args.node_rank} must be below --nnodes {args.nnodes}; they count from 0")
     host, _, port = (args.master or "").rpartition(":")
@@ -202,21 +182,18 @@ def launcher(args: argparse.Namespace) -> list[str]:
         raise UsageError("--nnodes needs --master HOST:PORT, an address of the node of rank 0 that all nodes reach")
     if args.nnodes * args.nproc_per_node == 1:
         return [sys.executable, "-m"]
-    words = ["torch.distributed.run", "--nproc_per_node", str(args.nproc_per_node)]
-    if args.nnodes == 1:
-        words += ["--standalone"]
-    else:
-        words += ["--nnodes", str(args.nnodes), "--node_rank", str(args.node_rank)]
-        words += ["--master_addr", host, "--master_port", port]
-    return [sys.executable, "-m", *words, "-m"]
+    nodes = ["--standalone"]
+    if args.nnodes > 1:
+        nodes = ["--nnodes", str(args.nnodes), "--node_rank", str(args.node_rank)]
+        nodes += ["--master_addr", host, "--master_port", port]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(args.nproc_per_node), *nodes, "-m"]
 
 
 def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
     """Return the training module and FlagEmbedding's flags for these settings."""
-    on_cpu = torch_device() == "cpu"
-    if args.precision not in ("fp16", "bf16", "fp32"):
-        raise UsageError(f"--precision {args.precision!r} is none of fp16, bf16, fp32")
-    precision = args.precision
+    on_cpu, precision = torch_device() == "cpu", args.precision
+    if precision not in ("fp16", "bf16", "fp32"):
+        raise UsageError(f"--precision {precision!r} is none of fp16, bf16, fp32")
     if on_cpu and (precision == "fp16" or not cpu_has_bf16()):
         precision = "fp32"
     if precision != args.precision:
@@ -232,11 +209,10 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         "save_total_limit": "2",
         "dataloader_drop_last": "True",  # a short last batch would crash or regroup in FlagEmbedding
         "report_to": "none",
+        "use_cpu": str(on_cpu),
+        "fp16": str(precision == "fp16"),
+        "bf16": str(precision == "bf16"),
     }
-    if precision != "fp32":
-        settings[precision] = "True"
-    if on_cpu:
-        settings["use_cpu"] = "True"
     return [MODULE, *(word for key, value in settings.items() for word in (f"--{key}", value))]
 
 

@@ -31,23 +31,11 @@ def write_training_file(
     topk: int,
     overwrite: bool = False,
 ) -> None:
-    """Fuse two score caches into one training file. Give the same cache twice to train on it alone.
+    """Fuse two score caches and sample lines ``{query, pos, neg}``. Give the same cache twice to train on it alone.
 
-    One pass over the rationale cache; memory holds the caches' keys and one question.
-
-    Args:
-        reason_cache: rationale scores.
-        retrieval_cache: retrieval scores of the same questions and passages.
-        docs: the candidates file; where it exists, positives and negatives that contain an answer are counted.
-        passages: texts by passage id, for caches in the own format.
-        output: FlagEmbedding lines ``{query, pos, neg}``.
-        weight: of the rationale scores.
-        sampling: a key of `utils.method.SAMPLERS`.
-        topk: passages kept after fusion.
-        overwrite: make the file again even if it is finished.
-
-    Raises:
-        UsageError: unusable caches (see `fused_rankings`), ``topk`` below the sampler's ranks, or no line to write.
+    Memory holds the caches' keys and one question. Caches in the own format need ``passages``, the texts by passage id.
+    Where ``docs``, the candidates file, exists, positives and negatives that contain an answer are counted. The
+    rationale scores have ``weight``; ``topk`` passages are kept after fusion.
     """
     if passages_needed(sampling, topk) > topk:
         raise UsageError(f"--sampling {sampling} needs --fusion_topk {passages_needed(sampling, topk)}, not {topk}")
@@ -80,22 +68,13 @@ def training_groups(
     sampling: str,
     topk: int,
     counts: Counter[str],
-    texts: PassageTexts | None = None,
-    answers_of: Callable[[str], list[str]] | None = None,
+    texts: PassageTexts | None,
+    answers_of: Callable[[str], list[str]] | None,
 ) -> Iterator[TrainingGroup]:
-    """Sample groups from the first ``topk`` passages of each ranking.
+    """Sample groups from the first ``topk`` distinct texts of each ranking; ``counts`` receives the statistics.
 
-    Passages whose text repeats that of a better-ranked one are left out: a positive that comes back as its own negative
-    teaches nothing.
-
-    Args:
-        rankings: passages, best first.
-        sampling: a key of `utils.method.SAMPLERS`.
-        topk: passages kept.
-        counts: receives ``questions with too few passages`` (left out), ``repeated passages``, ``positives``,
-            ``negatives`` and, with ``answers_of``, how many of each are ``with an answer``.
-        texts: by passage id; None if the rankings hold the texts themselves.
-        answers_of: the answers of a question id.
+    A repeated text is left out: a positive that comes back as its own negative teaches nothing. ``texts`` is None if
+    the rankings hold texts in place of passage ids.
     """
     for ranking in rankings:
         kept: dict[str, None] = {}  # distinct texts

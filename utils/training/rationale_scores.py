@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.config import UsageError, without_secrets
+from utils.config import UsageError, settings_of, without_secrets
 from utils.method import scored_text, similarity
 from utils.ray_engine import MapParts, start_workers
 from utils.retrieval.encoder import Embeddings, encode_files, length_order, make_scorer, prepare_folder
@@ -22,23 +22,16 @@ from utils.store.manifest import Phase
 from utils.store.rows import Candidates, Rationale, Scored
 from utils.training.score_caches import best_first
 
-SCORER_SETTINGS = ("scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
 BATCHES_PER_FILE = 64
 
 
 def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.Namespace) -> None:
     """Write the rationale score of every candidate as a score cache.
 
-    Every distinct passage and every rationale is encoded once, sorted by length over the whole set. Questions of
-    ``docs`` without a rationale are left out and counted; a rationale without candidates is an error.
-
-    Args:
-        docs: candidates of the training questions.
-        rationales: the same questions with ``reason``, joined by id.
-        output: score cache in the own format.
-        args: the ``scoring`` section's settings and ``overwrite``.
+    Every distinct passage and every rationale is encoded once. Questions of ``docs``, the candidates file, that have
+    no rationale are left out and counted; a rationale without candidates is an error.
     """
-    settings = {key: getattr(args, key) for key in SCORER_SETTINGS}
+    settings = settings_of(args, "scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
     scratch = output.parent / "embeddings"
     phase = Phase(output, [docs, passages_path(docs), rationales, args.model_path], settings, scratch=[scratch])
     if phase.is_done(args.overwrite):
@@ -53,15 +46,14 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     row_of = {pid: row_of_text.setdefault(store[pid], len(row_of_text)) for pid in used}
     with locked(scratch):
         texts = len(row_of_text) + len(queries)
-        run = start_workers(args, functools.partial(EncodeWork, without_secrets(args), texts))
+        run = start_workers(args, functools.partial(encode_worker, without_secrets(args), texts))
         chunk = args.scorer_batch_size * BATCHES_PER_FILE
         encode = functools.partial(_encode, run=run, chunk_size=chunk, made_with=f"{phase.key} {chunk}")
-        passage_rows = encode(list(row_of_text), folder=scratch / "passages")
+        passages = encode(list(row_of_text), folder=scratch / "passages")
         query_rows = encode(queries, folder=scratch / "rationales")
 
         def lines() -> Iterator[Scored]:
-            passages = passage_rows()
-            for query, row in zip(query_rows(), candidates, strict=True):
+            for query, row in zip(query_rows, candidates, strict=True):
                 # Each row once, because a product's last digits depend on its place among the others.
                 rows = list(dict.fromkeys(row_of[pid] for pid in row.passage_ids))
                 score_of = dict(zip(rows, similarity(query, passages[rows]).tolist(), strict=True))
@@ -86,48 +78,25 @@ def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, R
     return candidates, found
 
 
-class EncodeWork:
-    """A worker that encodes texts.
-
-    Args:
-        args: the ``scoring`` section's settings.
-        texts: about how many will be encoded, by all workers.
-    """
-
-    def __init__(self, args: argparse.Namespace, texts: int) -> None:
-        self._encoder, self._batch_size = make_scorer(args, texts), args.scorer_batch_size
-
-    def __call__(self, texts: list[str]) -> Embeddings:
-        """Return normalised rows in the order of the texts."""
-        return self._encoder.encode(texts, self._batch_size)
+def encode_worker(args: argparse.Namespace, texts: int) -> Callable[[list[str]], Embeddings]:
+    """Load the scorer, for about ``texts`` texts over all workers, and return the function that encodes some."""
+    encoder = make_scorer(args, texts)
+    return lambda part: encoder.encode(part, args.scorer_batch_size)
 
 
-def _encode(texts: list[str], folder: Path, run: MapParts, chunk_size: int, made_with: str) -> Callable[[], Embeddings]:
-    """Encode texts, longest first, into files of ``chunk_size`` texts; those that an earlier call made are kept.
+def _encode(texts: list[str], folder: Path, run: MapParts, chunk_size: int, made_with: str) -> Embeddings:
+    """Encode texts, longest first, into files of ``chunk_size`` texts; return their rows, mapped from the disk.
 
-    Args:
-        texts: in any order.
-        folder: of the files.
-        run: maps chunks of texts to their rows.
-        chunk_size: texts per file.
-        made_with: identifies inputs and settings; files made with others are removed.
-
-    Returns:
-        A function that gives the rows of all files in the order of ``texts``, mapped from the disk.
+    Files that an earlier call with the same inputs and settings (``made_with``) left are kept.
     """
     prepare_folder(folder, f"{made_with} {len(texts)}")
     chunks = list(in_chunks(length_order(texts), chunk_size))
     files = {folder / f"{number:05d}.npy": [[texts[i] for i in chunk]] for number, chunk in enumerate(chunks)}
     encode_files(files, run, f"encode {folder.name}", "text")
-    return lambda: _gathered(list(files), chunks, folder.with_suffix(".npy"))
-
-
-def _gathered(paths: list[Path], positions: list[list[int]], output: Path) -> Embeddings:
-    """Return the rows of all files, each at its text's position, in one file mapped from the disk."""
-    parts = [np.load(path, mmap_mode="r") for path in paths]
-    shape = (sum(map(len, parts)), parts[0].shape[1])
+    parts = [np.load(path, mmap_mode="r") for path in files]
+    output, shape = folder.with_suffix(".npy"), (len(texts), parts[0].shape[1])
     rows = np.lib.format.open_memmap(output, mode="w+", dtype=np.float32, shape=shape)
     reserve(output)  # writing through a map to a full disk would end the process with SIGBUS
-    for position, part in zip(positions, parts, strict=True):
-        rows[position] = part
+    for chunk, part in zip(chunks, parts, strict=True):
+        rows[chunk] = part
     return rows

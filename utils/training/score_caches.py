@@ -8,7 +8,6 @@ Two line formats are read, told apart by their fields:
 
 from __future__ import annotations
 
-import operator
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from utils.store.jsonlines import parse_row, read_rows, write_lines
 from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase
 from utils.store.rows import Candidates, PublishedScored, Scored
+
+SAME_DOCS = "both caches must come from the same train_docs file"
 
 
 def retrieval_scores(docs: Path, output: Path, overwrite: bool) -> None:
@@ -86,35 +87,22 @@ class Ranked:
 
 
 def fused_rankings(reason: LineIndex, retrieval: LineIndex, weight: float, counts: Counter[str]) -> Iterator[Ranked]:
-    """Join two caches by question and passage, fuse, and rank.
+    """Join two caches by question and passage, fuse, and rank, in the order of the rationale cache.
 
-    Equal fused scores keep the order of the rationale cache, as in the published script.
-
-    Args:
-        reason: cache of rationale scores; its order is the order of the result.
-        retrieval: cache of retrieval scores of the same questions and passages, in any order.
-        weight: as in `utils.method.fuse`.
-        counts: receives ``questions without any order`` (all scores equal in both caches; left out), ``constant score
-            lists`` (in one of them; the other decides) and ``repeated passages`` (the best score is kept).
-
-    Raises:
-        UsageError: a malformed line, a question that only the rationale cache has, or one whose passages differ.
+    Equal fused scores keep its order too, as in the published script. ``counts`` receives ``questions without any
+    order`` (all scores equal in both caches; left out), ``constant score lists`` (in one of them; the other decides)
+    and ``repeated passages`` (the best score is kept).
     """
     for key in reason:
         where, raw = reason[key]
         if key not in retrieval:
-            raise UsageError(
-                f"{where}: question {key[:80]!r} is not in {retrieval.path}; "
-                "both caches must come from the same train_docs file"
-            )
+            raise UsageError(f"{where}: question {key[:80]!r} is not in {retrieval.path}; {SAME_DOCS}")
         other_where, other_raw = retrieval[key]
         query_id, query, rationale = _read_scores(raw, where, counts)
         _, _, retrieved = _read_scores(other_raw, other_where, counts)
         if rationale.keys() != retrieved.keys():
-            raise UsageError(
-                f"{where} and {other_where}: {len(rationale.keys() ^ retrieved.keys())} passages stand in one cache "
-                "only; both caches must come from the same train_docs file"
-            )
+            single = len(rationale.keys() ^ retrieved.keys())
+            raise UsageError(f"{where} and {other_where}: {single} passages stand in one cache only; {SAME_DOCS}")
         ours, theirs = list(rationale.values()), [retrieved[passage] for passage in rationale]
         # A list of weight 0 takes no part in the order.
         constant = [min(scores) == max(scores) for scores, w in ((ours, weight), (theirs, 1 - weight)) if w]
@@ -136,11 +124,8 @@ def _read_scores(raw: dict[str, Any], where: str, counts: Counter[str]) -> tuple
         query_id, query, pairs = own.id, own.query, list(zip(own.passage_ids, own.scores, strict=True))
     if not pairs:
         raise UsageError(f"{where}: the question has no passages")
-    scores = [score for _, score in pairs]
-    if any(map(operator.lt, scores, scores[1:])):
-        pairs = sorted(pairs, key=lambda pair: -pair[1])
     found: dict[str, float] = {}
-    for passage, score in pairs:
+    for passage, score in sorted(pairs, key=lambda pair: -pair[1]):
         found.setdefault(passage, score)  # of a repeated passage the first, best score
     counts["repeated passages"] += len(pairs) - len(found)
     return query_id, query, found

@@ -5,8 +5,8 @@
 All training is FlagEmbedding's. Two faults are mended, so that a resumed training ends with the same weights, bit for
 bit on the same machine, as one that was never stopped:
 
-- Its checkpoints hold the inner model's weights. On resuming, transformers' Trainer looks for them under the wrapper's
-  names, finds none, and silently goes on from the base model's weights.
+- Its checkpoints hold the inner model's weights. A resumed Trainer looks for them under the wrapper's names, finds
+  none, and silently goes on from the base model's weights.
 - Its dataset draws passages from Python's global random generator while the data loader reads ahead, so the draw
   depends on where training was stopped. Here it depends on seed, epoch and line alone.
 """
