@@ -16,10 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two test processes share the cores: a deadline per example would test the machine.
+hypothesis.settings.register_profile("radio", deadline=None)
+hypothesis.settings.load_profile("radio")
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ["river", "castle", "engine", "violin", "glacier", "harbour", "comet", "orchard", "tunnel", "lantern"]
 

@@ -142,7 +142,7 @@ def test_a_node_that_dies_changes_nothing(name, models, cluster, folder):
     else:
         flags.append("--overwrite")
     process = start(words, folder, *flags)
-    victim, deadline = None, time.monotonic() + 120
+    victim, deadline = None, time.monotonic() + 600  # three nodes import torch at once, on two cores
     while victim is None:
         victim = next(filter(works, cluster.list_all_nodes()[1:]), None)
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -158,7 +158,7 @@ def test_a_command_that_is_killed_goes_on_with_what_is_missing(models, cluster, 
     words = commands(models)["build_index"]
     flags = ["--engine", "ray", "--ray_address", cluster.address]
     process = start(words, folder, *flags)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # three nodes import torch at once, on two cores
     while not list(folder.glob("own.index.shards/*.npy")):
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline

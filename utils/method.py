@@ -136,7 +136,8 @@ SAMPLERS: dict[str, Callable[[Sequence[T]], list[Group[T]]]] = {
 def passages_needed(sampling: str, topk: int) -> int:
     """Return how many ranked passages a question must have for the sampler to give its full groups.
 
-    >>> passages_needed("shift", 20), passages_needed("iteration", 20)
-    (19, 20)
+    >>> passages_needed("shift", 20), passages_needed("iteration", 20), passages_needed("shift_all_neg", 2)
+    (19, 20, 4)
     """
-    return SHIFT_RANKS[-1] + 1 if sampling == "shift" else topk
+    fewest = {"shift_all_neg": FIRST_NEGATIVE + 1, "iteration": 2}  # fewer would leave a positive without negatives
+    return SHIFT_RANKS[-1] + 1 if sampling == "shift" else max(topk, fewest.get(sampling, 1))

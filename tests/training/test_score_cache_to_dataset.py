@@ -294,6 +294,7 @@ def test_a_weight_or_topk_that_cannot_work_is_refused(run_script, tmp_path):
     for flags, message in (
         (["--reason_weight", "1.5"], "at least 0 and at most 1"),
         (["--fusion_topk", "10"], "needs --fusion_topk 19"),
+        (["--sampling", "shift_all_neg", "--fusion_topk", "3"], "needs --fusion_topk 4"),
         (["--sampling", "best"], "none of shift, iteration, shift_all_neg"),
     ):
         result = run_script("score_cache_to_dataset.py", *flags, cwd=tmp_path)
