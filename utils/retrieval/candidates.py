@@ -11,6 +11,7 @@ from typing import Any
 
 from utils.config import UsageError, settings_of
 from utils.ray_engine import one_by_one
+from utils.store.files import require_file
 from utils.store.journal import Journal, in_chunks, resume
 from utils.store.jsonlines import write_lines
 from utils.store.lookup import passages_path
@@ -109,9 +110,7 @@ def _candidates(
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
     """Refuse missing files, an encoder whose queries would get no prefix, and an index made with other settings."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
-        if not os.path.isfile(path):
-            fault = "is missing, or no file; README, 'Reproduce the paper', shows how it is made"
-            raise UsageError(f"{what} {path} {fault}")
+        require_file(path, what, "README, 'Reproduce the paper', shows how it is made")
     for family in ("e5", "bge"):
         if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
             raise UsageError(

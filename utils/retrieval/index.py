@@ -20,7 +20,7 @@ from utils.config import UsageError, settings_of, without_secrets
 from utils.devices import model_dimension
 from utils.ray_engine import start_workers
 from utils.retrieval.encoder import encode_files, prepare_folder, retriever_encoder
-from utils.store.files import atomic, locked, remove_torn, require_space
+from utils.store.files import atomic, locked, remove_torn, require_file, require_space
 from utils.store.jsonlines import parse_lines, parse_row
 from utils.store.manifest import Phase
 from utils.store.rows import Passage
@@ -33,8 +33,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
     """Encode ``corpus`` and write the index file ``output``; shards that a killed call finished are used."""
     if args.index_storage not in STORAGE:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
-    if not Path(corpus).is_file():
-        raise UsageError(f"corpus {corpus} is missing, or no file; give --corpus_path (JSON lines {{id, contents}})")
+    require_file(corpus, "corpus", "give --corpus_path (JSON lines {id, contents})")
     settings = settings_of(args, "retrieval_method", "retrieval_pooling_method", "index_max_length")
     # As in the manifests of older indexes, which stay valid: this name, and no entry for fp32.
     settings |= {"index_use_fp16": args.use_fp16}

@@ -59,6 +59,13 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def require_file(path: str | os.PathLike[str], what: str, hint: str) -> None:
+    """Refuse a path where no file is."""
+    if not os.path.isfile(path):
+        fault = "is a folder, not a file" if os.path.isdir(path) else "is missing"
+        raise UsageError(f"{what} {path} {fault}; {hint}")
+
+
 def require_space(folder: Path, size: float, what: str) -> None:
     """Refuse to write ``size`` bytes where the disk has less left; ``what`` names the files in the message."""
     if (free := free_space(folder)) < size:
