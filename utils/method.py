@@ -1,8 +1,8 @@
 """All the arithmetic of RADIO: scored text, similarity, min-max, fusion, order, samplers, groups. No files, no models.
 
 Jia et al., "Bridging Relevance and Reasoning: Rationale Distillation in Retrieval-Augmented Generation", Findings of
-ACL 2025. Each function names the part of the paper it computes, and the row of docs/deviations.md where it departs from
-the published scripts. tests/golden holds fusion and samplers to the lines that the published scripts make.
+ACL 2025. A function that follows the paper says which part; one that departs from the published scripts names the row
+in docs/deviations.md. tests/golden holds fusion and samplers to the lines that the published scripts make.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def iteration(ranked: Sequence[T]) -> list[Group[T]]:
     return groups
 
 
-# To add a sampler, write it above and name it here; --sampling and its checks follow.
+# To add a sampler, write it above, name it here, and tell `passages_needed` how many passages it needs.
 SAMPLERS: dict[str, Callable[[Sequence[T]], list[Group[T]]]] = {
     "shift": shift,
     "iteration": iteration,

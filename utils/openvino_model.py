@@ -81,7 +81,7 @@ def _compiled(model: Any, tokenizer: Any, output: str) -> OpenVINOModel:
             return self.model(**dict(zip(example, inputs, strict=True)))[output]
 
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the tracer fears other shapes than the example's; `_difference` tries them
+        warnings.simplefilter("ignore")  # torch warns that shapes may be baked in; `_difference` tries others
         graph = openvino.convert_model(OneOutput(), example_input=tuple(example.values()))
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",

@@ -15,7 +15,7 @@ from utils.config import UsageError
 
 # Makes a worker, which loads its models once and then does one part per call. It is pickled for a cluster.
 MakeWorker = Callable[[], Callable[[Any], Any]]
-# Parts -> each part's number, from 0 on, and its result, in any order: parts of a node that died are done again, later.
+# Takes parts; yields (number of the part, result) in any order, because the parts of a node that died come late.
 MapParts = Callable[[Iterable[Any]], Iterator[tuple[int, Any]]]
 ROOT = Path(__file__).parents[1]
 

@@ -153,7 +153,7 @@ class Batches:
                 f"gone for good, remove {self._path} to submit its requests again"
             ) from None
         except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
-            tqdm.write(f"no word of {part.batch} ({self._server.clean(error)}); asking again", file=sys.stderr)
+            tqdm.write(f"could not ask about {part.batch} ({self._server.clean(error)}); asking again", file=sys.stderr)
             return
         if batch.status not in OVER:
             return

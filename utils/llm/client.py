@@ -124,7 +124,7 @@ class Window:
         if self._signalled and task:
             task.cancel()
         self._signalled = True
-        print("\nstopping once the requests in flight are answered; again: at once", file=sys.stderr, flush=True)
+        print("\nwaiting for the requests in flight; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     @property
     def _stopping(self) -> bool:
@@ -136,11 +136,11 @@ class Window:
         now, status = time.monotonic(), response.status_code
         if status in (TOO_MANY, 503):
             self._paused_until = max(self._paused_until, now + retry_after(response.headers))
-        # All requests of one round are refused together: that is one sign, not many.
+        # The requests in flight are refused together: shrink at most once per second.
         if status == TOO_MANY and now - self._shrunk > 1.0:
             self._size, self._shrunk = max(1.0, self._size / 2), now
         elif status < 400:
-            # By 2 per answer until the first 429, then by 1 per round of answers.
+            # Grow by 2 per answer; after the first 429, by 1 per window of answers.
             self._size = min(self._server.concurrency, self._size + (1 / self._size if self._shrunk else 2))
 
     async def _work(self, client: Any, bar: tqdm) -> None:

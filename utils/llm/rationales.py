@@ -92,7 +92,7 @@ def _incomplete(error: str) -> int:
 
 
 def import_rationales(args: argparse.Namespace) -> None:
-    """Write the training questions that a published row answers, with its rationale."""
+    """Write the training questions that have a published rationale, with it."""
     source, output, counts = dataset_dir(args) / "train.jsonl", dataset_dir(args) / OUTPUT, Counter[str]()
     dropped = counts if args.skip_bad_rows else None
     questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=dropped)
@@ -114,7 +114,7 @@ class _Published(BaseModel):
 
 
 def match_rationales(questions: Iterable[Question], files: Iterable[Path], counts: Counter[str]) -> list[Rationale]:
-    """Return the questions that a published row answers, with its rationale; count what does not match.
+    """Return the questions that have a published rationale, with it; count what does not match.
 
     Two texts are the same question if they differ at most in case and blanks; ids are not used, because published ones
     may count other rows. Of repeated rows the first is used. A rationale is also used where our gold answers differ.

@@ -127,7 +127,7 @@ class Outcome:
         self.budget.add(answer)
         before = self.journal.get(WASTE + key, {})
         total = {kind: before.get(kind, 0) + answer[kind] for kind in self.usage}
-        # There is one record per request. If any part of it was paid in full, all of it counts in full.
+        # One record sums all unusable answers of a request. It has the batch price only if all were batch answers.
         half = bool(answer.get("batch")) and before.get("batch", True)
         self.journal.append(WASTE + key, total | ({"batch": True} if half else {}))
 

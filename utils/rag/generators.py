@@ -46,7 +46,7 @@ class OpenAIGenerator:
         return defused(text)
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
-        """Give one answer per prompt, an empty one where a request failed for good, as ``max_failures`` of them may."""
+        """Return one answer per prompt, an empty one for a failed request; more than ``max_failures`` are an error."""
         requests = self._requests(prompts)
         with Journal(self._journal) as journal:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=self._budget)

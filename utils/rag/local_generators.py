@@ -185,7 +185,7 @@ def quantisation(kind: str) -> Any:
 
 
 def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Tokenise a prompt with one BOS where the tokenizer has one; a chat template makes it a chat model."""
+    """Tokenise a prompt with one BOS; messages go through the tokenizer's chat template, if it has one."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     if tokenizer.chat_template is None:

@@ -26,18 +26,13 @@ MANY_ROWS = 1_000  # from here on, several processes save more time than it take
 
 
 def prepare(text: str) -> str:
-    """Return the lower-cased tokens as one string, for `occurs`; empty if there are none."""
+    r"""Return the lower-cased tokens as one string, for `occurs`; empty if there are none.
+
+    >>> prepare("Anna's 2nd")
+    '\x1fanna\x1f\'\x1fs\x1f2nd\x1f'
+    """
     found = TOKEN.findall(unicodedata.normalize("NFD", text))
     return f"{BETWEEN}{BETWEEN.join(found)}{BETWEEN}".lower() if found else ""
-
-
-def tokens(text: str) -> list[str]:
-    """Return the lower-cased tokens.
-
-    >>> tokens("Beyoncé's 2nd")[1:]
-    ["'", 's', '2nd']
-    """
-    return prepare(text).split(BETWEEN)[1:-1]
 
 
 _prepare_answer = lru_cache(maxsize=1 << 16)(prepare)

@@ -35,7 +35,7 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
     require_file(corpus, "corpus", "give --corpus_path (JSON lines {id, contents})")
     settings = settings_of(args, "retrieval_method", "retrieval_pooling_method", "index_max_length")
-    # As in the manifests of older indexes, which stay valid: this name, and no entry for fp32.
+    # The old name of the key, and no key for fp32: so manifests of older indexes still match.
     settings |= {"index_use_fp16": args.use_fp16}
     if args.index_storage != "fp32":
         settings["index_storage"] = args.index_storage
@@ -114,7 +114,7 @@ class EncodeBlock:
         return self._encoder.encode(texts, self._batch_size).astype(self._dtype)
 
 
-def join_shards(paths: list[Path], dimension: int, output: Path, storage: str = "fp32") -> int:
+def join_shards(paths: list[Path], dimension: int, output: Path, storage: str) -> int:
     """Write the rows of ``.npy`` files as one faiss Flat index with inner product, and return their number.
 
     faiss would hold all vectors in memory, 65 GB for wiki18. Its file is a header and the rows, so that copying the

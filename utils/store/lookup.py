@@ -52,7 +52,7 @@ class LineIndex:
 
 
 def passages_path(docs: str | os.PathLike[str]) -> Path:
-    """Return the corpus of the passages in a candidates file, which lies beside it."""
+    """Return the path of the passage texts that lie beside a candidates file."""
     return Path(docs).with_suffix(".passages.jsonl")
 
 
@@ -62,9 +62,6 @@ class PassageTexts:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         made_by = "python dataset_generation.py --dataset NAME --phase get_docs"
         self._rows = LineIndex(path, lambda row: str(row["id"]), made_by)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
 
     def __getitem__(self, passage_id: str) -> str:
         try:

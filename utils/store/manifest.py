@@ -1,4 +1,4 @@
-"""What made an output: so that the same command knows it is done, and a reader can believe it."""
+"""Manifests: what made each output. A repeated command sees that it is done, and people can trace the result."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Phase:
         return True
 
     def claim(self) -> None:
-        """Mark the output as unfinished and this project's own, for phases that never overwrite files of others."""
+        """Write a manifest before the output, so that after a kill the script knows the file as its own."""
         with atomic(self.manifest) as handle:
             handle.write(orjson.dumps({UNFINISHED: command_line()}))
 

@@ -61,7 +61,7 @@ def fill_tables(results: Results, tables: Mapping[str, Table]) -> list[FilledTab
 
 
 def compare(results: Results) -> tuple[list[str], bool]:
-    """Compare the paper's values with the runs; return a line for each, and whether all that have a run agree."""
+    """Compare the paper's values with the runs; return a line for each, and whether all comparable ones agree."""
     path = results.plan.experiment.paper_values
     if path is None:
         raise UsageError("--check: the experiment names no file of the paper's values ('paper_values')")

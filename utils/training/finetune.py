@@ -98,7 +98,7 @@ def train(command: list[str], unfinished: Path) -> int:
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
     """Give a trained model its name; its marks stay until its manifest is written, so that no kill costs the training.
 
-    The manifest of an earlier model goes with that model: beside the new one it would pass for its own.
+    An earlier model's manifest goes too: it would describe the wrong model.
     """
     for checkpoint in unfinished.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -19,6 +19,14 @@ from utils.store.rows import TrainingGroup
 from utils.training.score_caches import Ranked, fused_rankings, is_published, open_cache
 
 
+def check_sampling(sampling: str, topk: int) -> None:
+    """Refuse an unknown sampler, and one that needs more passages than are kept."""
+    if sampling not in SAMPLERS:
+        raise UsageError(f"--sampling {sampling!r} is none of {', '.join(SAMPLERS)}")
+    if passages_needed(sampling, topk) > topk:
+        raise UsageError(f"--sampling {sampling} needs --fusion_topk {passages_needed(sampling, topk)}, not {topk}")
+
+
 def write_training_file(
     *,
     reason_cache: Path,
@@ -37,8 +45,7 @@ def write_training_file(
     Where ``docs``, the candidates file, exists, positives and negatives that contain an answer are counted. The
     rationale scores have ``weight``; ``topk`` passages are kept after fusion.
     """
-    if passages_needed(sampling, topk) > topk:
-        raise UsageError(f"--sampling {sampling} needs --fusion_topk {passages_needed(sampling, topk)}, not {topk}")
+    check_sampling(sampling, topk)
     settings = {"reason_weight": weight, "sampling": sampling, "fusion_topk": topk}
     known = [path for path in (docs, passages) if path.exists()]
     phase = Phase(output, dict.fromkeys([reason_cache, retrieval_cache, *known]), settings)
