@@ -1,7 +1,6 @@
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -23,19 +22,16 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_answers_in_under_a_second_and_explains(script):
+def test_help_explains_and_imports_no_heavy_library(script):
     command = [sys.executable, "-m", script.removesuffix(".py").replace("/", ".")]
-    started = time.perf_counter()
     result = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
     assert result.returncode == 0, result.stderr
     assert len(result.stdout) > 200
-    # A loaded machine may be slow; what must hold everywhere is that no heavy library is imported.
+    # Its seconds are measured by benchmarks/startup.py: a test of them would test how busy the machine is.
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", *command[1:], "--help"], cwd=ROOT, capture_output=True, text=True
     ).stderr
     assert not re.search(r"\|\s+(torch|faiss|transformers|flashrag|FlagEmbedding|datasets|pandas|openai)\n", loaded)
-    assert seconds < 5
 
 
 @pytest.mark.parametrize("script", PUBLISHED)

@@ -26,10 +26,10 @@ MANY_ROWS = 1_000  # from here on, several processes save more time than it take
 
 
 def prepare(text: str) -> str:
-    r"""Return the lower-cased tokens as one string, for `occurs`; empty if there are none.
+    """Return the lower-cased tokens as one string, for `occurs`; empty if there are none.
 
-    >>> prepare("Anna's 2nd")
-    '\x1fanna\x1f\'\x1fs\x1f2nd\x1f'
+    >>> prepare("Anna's 2nd").split(BETWEEN)
+    ['', 'anna', "'", 's', '2nd', '']
     """
     found = TOKEN.findall(unicodedata.normalize("NFD", text))
     return f"{BETWEEN}{BETWEEN.join(found)}{BETWEEN}".lower() if found else ""

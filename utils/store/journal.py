@@ -25,9 +25,9 @@ SYNC_SECONDS = 1.0  # between fsyncs: the most that a power cut costs
 class Records(Mapping[str, dict[str, Any]]):
     """The records of a journal by key; memory holds the keys and offsets, the records stay on disk.
 
-    Each line is ``{"key": ..., **record}``. A torn last line is dropped; damaged lines are skipped, and their
-    number is printed. ``made_with`` are the settings that the records depend on: a file made with others counts as empty. Where it is
-    None, the keys tell all settings, and a damaged first line is refused: the answers below may have cost money.
+    Each line is ``{"key": ..., **record}``. A torn last line is dropped; damaged lines are skipped, and their number is
+    printed. ``made_with`` are the settings that the records depend on: a file made with others counts as empty. Where
+    it is None, the keys tell all settings, and a damaged first line is refused: the answers below may have cost money.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_with: Any = None) -> None:
