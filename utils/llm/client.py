@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import signal
 import sys
 import threading
@@ -16,9 +15,8 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.llm.batch import Batches, open_keys, state_path
-from utils.llm.cost import Budget
-from utils.llm.response import Outcome, UnusableError
-from utils.llm.types import Request, Server
+from utils.llm.cost import Budget, Outcome
+from utils.llm.types import Request, Server, UnusableError
 from utils.store.journal import Journal
 
 FATAL = {401, 403, 404}  # every further request would fail too
@@ -48,10 +46,8 @@ def ask_all(
     failures (right for rationales). ``budget`` counts the answers of earlier calls too, and stops at its limit. A
     UsageError tells why no further request can succeed: a refused key, an unknown model or address, no money left.
     """
-    outcome = Outcome(journal, budget or Budget(), accept_any)
     unique = {item.key: item for item in requests}
-    for key in unique:
-        outcome.want(key)
+    outcome = Outcome(journal, budget or Budget(), unique.keys(), accept_any)
     todo = {key: item for key, item in unique.items() if key not in journal}
     waiting = open_keys(journal.path)
     if not todo and not (server.batch and waiting):  # a kill may have left an answered batch open
@@ -66,18 +62,15 @@ def ask_all(
         )
     with tqdm(total=len(unique), initial=outcome.answered, desc=desc, unit="request") as bar:
         (Batches if server.batch else Window)(server, outcome).ask(todo.values(), bar)
-    outcome.unasked = len(unique) - outcome.answered - sum(key not in journal for key in outcome.failures)
     return outcome
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 without one."""
-    value = headers.get("retry-after", "")
+    """Return the seconds that a Retry-After header asks for; 0 without one, or for a date, the form of web servers."""
     try:
-        seconds = float(value)
+        seconds = float(headers.get("retry-after", 0))
     except ValueError:
-        date = email.utils.parsedate_tz(value)
-        seconds = email.utils.mktime_tz(date) - time.time() if date else 0.0
+        return 0.0
     # A comparison with NaN is false, so that "nan" asks for nothing.
     return min(seconds, LONGEST_PAUSE) if seconds > 0 else 0.0
 
@@ -85,15 +78,15 @@ def retry_after(headers: Mapping[str, str]) -> float:
 class Window:
     """Asks many requests at once, by workers that share one queue: a slow request holds up only its own worker.
 
-    The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
-    least 8), grows while the server keeps up, and is halved when the server answers 429. A request that is still
-    refused after the openai library's retries is asked again after all others. After `PATIENCE` failures in a row
-    nothing more is sent: the server is down, or the settings suit no request.
+    The window is the number of requests that may be in flight. It begins with 8, grows to ``concurrency`` while the
+    server keeps up, and is halved when the server answers 429. A request that is still refused after the openai
+    library's retries is asked again after all others. After `PATIENCE` failures in a row nothing more is sent: the
+    server is down, or the settings suit no request.
     """
 
     def __init__(self, server: Server, outcome: Outcome) -> None:
         self._server, self._outcome = server, outcome
-        self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
+        self._size, self._in_flight = min(8.0, server.concurrency), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
         self._todo: deque[Request] = deque()
         self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
