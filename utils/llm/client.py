@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -39,8 +36,7 @@ def ask_all(
 ) -> Outcome:
     """Ask the requests that the journal has no answer to, at most ``server.concurrency`` at a time.
 
-    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
-    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them; both end as KeyboardInterrupt.
+    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest.
 
     ``accept_any`` takes empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
     failures (right for rationales). ``budget`` counts the answers of earlier calls too, and stops at its limit. A
@@ -89,40 +85,26 @@ class Window:
         self._size, self._in_flight = min(8.0, server.concurrency), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
         self._todo: deque[Request] = deque()
-        self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
+        self._failed_in_a_row, self._refusal = 0, ""
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
-        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes."""
+        """Ask until nothing is left, the budget is spent, or the server is given up."""
         self._todo.extend(todo)
-        try:
-            asyncio.run(self._run(bar))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        asyncio.run(self._run(bar))
         if self._refusal:
             raise UsageError(self._refusal)
-        if self._signalled:
-            raise KeyboardInterrupt
 
     async def _run(self, bar: tqdm) -> None:
         import openai
 
-        if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self._stop, asyncio.current_task())
         http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._saw]})
         async with openai.AsyncOpenAI(**self._server.client_settings, http_client=http) as client:
             await asyncio.gather(*(self._work(client, bar) for _ in range(self._server.concurrency)))
 
-    def _stop(self, task: asyncio.Task[Any] | None) -> None:
-        if self._signalled and task:
-            task.cancel()
-        self._signalled = True
-        print("\nwaiting for the requests in flight; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
     @property
     def _stopping(self) -> bool:
         self._outcome.stopped = self._outcome.stopped or self._outcome.budget.exceeded
-        return bool(self._signalled or self._outcome.stopped or self._refusal)
+        return bool(self._outcome.stopped or self._refusal)
 
     async def _saw(self, response: Any) -> None:
         """Adapt the window to a response, also to one that the openai library will ask again."""
