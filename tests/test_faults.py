@@ -56,7 +56,11 @@ def test_a_fault_that_passes_costs_nothing(ask, llm_server, tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("schema", "no completion (choices.0.message.content"), ("html", "not valid JSON"), ("error", "choices")],
+    [
+        ("schema", "no completion: field 'choices.0.message.content'"),
+        ("html", "not valid JSON"),
+        ("error", "field 'choices': Field required (found \"{'error': {'message': 'upstream is gone'}}"),
+    ],
 )
 def test_a_fault_that_stays_is_told(ask, llm_server, tmp_path, kind, said):
     rows = [*questions(3), *(row | {"id": "bad" + row["id"]} for row in marked(f"[fault {kind}]", 1))]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config import UsageError, load_config
-from utils.rag.generators import cut_at, make_generator, token_ids
-from utils.rag.prompts import RagPrompt, _cut_longest, format_reference
+from utils.rag.generators import cut_at, make_generator
+from utils.rag.prompts import RagPrompt, _cut_longest, format_reference, token_ids
 from utils.store.files import file_name
 
 PROMPTS = load_config()["prompts"]

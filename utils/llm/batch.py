@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
@@ -36,14 +35,9 @@ class _Part(BaseModel):
     most_tokens: tuple[float, float]  # of all prompts, and of all answers
 
 
-class _Response(BaseModel):
-    status_code: int
-    body: dict[str, Any] = {}
-
-
 class _Result(BaseModel):
     custom_id: str
-    response: _Response | None = None
+    response: dict[str, Any] | None = None
     error: Any = None
 
 
@@ -154,9 +148,9 @@ class Batches:
             with contextlib.suppress(openai.NotFoundError):  # servers keep results for a time only
                 for line in self._client.files.content(file).content.splitlines():
                     self._take(line, failures)
-        for key, reason in failures.items():
-            if key in outcome.wanted and key not in outcome.journal:
-                outcome.failures[key] = reason
+        for key in outcome.wanted & failures.keys():
+            if key not in outcome.journal:
+                outcome.failures[key] = failures[key]
         outcome.journal.sync()  # the answers must be on the disk before their batch is forgotten
         del self._parts[name]
         self._save()
@@ -170,17 +164,14 @@ class Batches:
             result = _Result.model_validate_json(line)
         except ValidationError:
             return  # its request stays among the failures
-        key, response = result.custom_id, result.response
-        if response is None or response.status_code != 200:
-            said = result.error or (response and response.body)
-            failures[key] = self._server.clean(orjson.dumps(said).decode())
-            return
-        if key in self._outcome.journal:
-            return
-        try:
-            self._outcome.take(key, response.body, seconds=0.0, attempts=1, batch=True)
-        except UnusableError as error:
-            failures[key] = str(error)
+        key, response = result.custom_id, result.response or {}
+        if response.get("status_code") != 200:
+            failures[key] = self._server.clean(result.error or response.get("body"))
+        elif key not in self._outcome.journal:
+            try:
+                self._outcome.take(key, response.get("body", {}), seconds=0.0, attempts=1, batch=True)
+            except UnusableError as error:
+                failures[key] = self._server.clean(str(error))
 
     def _save(self) -> None:
         with atomic(self._path) as handle:

@@ -151,7 +151,7 @@ class Window:
             if status in FATAL or error.code == OUT_OF_MONEY:
                 self._refusal = f"{self._server.name} refuses: {reason}"
         except UnusableError as error:
-            reason, hopeless = self._server.clean(error), error.answer is None
+            reason, hopeless = self._server.clean(str(error)), error.answer is None
         except openai.OpenAIError as error:
             reason = self._server.clean(error)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.llm.types import Request, Server, UnusableError, characters, most_tokens, read_completion
+from utils.llm.types import Request, Server, UnusableError, most_tokens, read_completion
 from utils.store.journal import Journal, Records
 
 MILLION = 1_000_000
@@ -162,9 +162,7 @@ def forecast(
     prompt, completion = most_tokens(todo)
     how = "at most, if a token has four characters"
     if answers:
-        asked = sum(characters(unique[key].prompt) for key in answers)
-        per_character = sum(answer["prompt_tokens"] for answer in answers.values()) / max(1, asked)
-        prompt = per_character * sum(characters(item.prompt) for item in todo)
+        prompt = len(todo) * statistics.mean(answer["prompt_tokens"] for answer in answers.values())
         completion = len(todo) * statistics.mean(answer["completion_tokens"] for answer in answers.values())
         how = f"about, by {len(answers)} answers"
     text += f"\ntokens: {prompt:,.0f} in, {completion:,.0f} out ({how})\ncost: "

@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from utils.config import printable
+from utils.config import UsageError, printable
+from utils.store.jsonlines import parse_row
 from utils.store.manifest import digest
 
-Messages = list[dict[str, str]]
-Prompt = str | Messages
+Prompt = str | list[dict[str, str]]  # a completion, or chat messages
 CHARACTERS_PER_TOKEN = 4  # of English on average; costs are estimated by it
 SHORTEST_SECRET = 8
 
@@ -137,13 +137,11 @@ def read_completion(body: bytes | dict[str, Any], accept_any: bool) -> dict[str,
         UnusableError: no completion; or, unless ``accept_any``, an empty, filtered or cut-off answer.
     """
     try:
-        found = _Completion.model_validate(body if isinstance(body, dict) else orjson.loads(body))
+        found = parse_row(body if isinstance(body, dict) else orjson.loads(body), _Completion, "no completion")
     except orjson.JSONDecodeError as error:
-        raise UnusableError(f"the body is not valid JSON ({error})", retry=True) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "body"
-        raise UnusableError(f"the body is no completion ({place}: {first['msg']})", retry=True) from None
+        raise UnusableError(f"not valid JSON ({error})", retry=True) from None
+    except UsageError as error:
+        raise UnusableError(str(error), retry=True) from None
     choice, usage = found.choices[0], found.usage or _Usage()
     text = (choice.text if choice.message is None else choice.message.content) or ""
     answer = {

@@ -14,7 +14,7 @@ from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast
 from utils.llm.types import Prompt, Request, Server, characters, request
-from utils.rag.prompts import defused, without_control
+from utils.rag.prompts import defused, token_ids, without_control
 from utils.ray_engine import one_by_one
 from utils.store.files import file_name
 from utils.store.journal import Journal, resume
@@ -250,16 +250,6 @@ def quantisation(kind: str) -> Any:
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Tokenise a prompt with one BOS; messages go through the tokenizer's chat template, if it has one."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if tokenizer.chat_template is None:
-        return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the special tokens
 
 
 def cut_at(text: str, stop: list[str]) -> str:
