@@ -74,15 +74,15 @@ def retry_after(headers: Mapping[str, str]) -> float:
 class Window:
     """Asks many requests at once, by workers that share one queue: a slow request holds up only its own worker.
 
-    The window is the number of requests that may be in flight. It begins with 8, grows to ``concurrency`` while the
-    server keeps up, and is halved when the server answers 429. A request that is still refused after the openai
-    library's retries is asked again after all others. After `PATIENCE` failures in a row nothing more is sent: the
-    server is down, or the settings suit no request.
+    The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
+    least 8), grows while the server keeps up, and is halved when the server answers 429. A request that is still
+    refused after the openai library's retries is asked again after all others. After `PATIENCE` failures in a row
+    nothing more is sent: the server is down, or the settings suit no request.
     """
 
     def __init__(self, server: Server, outcome: Outcome) -> None:
         self._server, self._outcome = server, outcome
-        self._size, self._in_flight = min(8.0, server.concurrency), 0
+        self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
         self._todo: deque[Request] = deque()
         self._failed_in_a_row, self._refusal = 0, ""
