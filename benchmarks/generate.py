@@ -38,7 +38,7 @@ def main() -> None:
     args = arguments(__doc__, prompts=32)
     import torch
 
-    from utils.rag.local_generators import HFGenerator
+    from utils.rag.generators import HFGenerator
 
     cores = torch.get_num_threads()
     from flashrag.generator.generator import HFCausalLMGenerator

@@ -21,7 +21,7 @@ from utils.config import UsageError, load_config
 from utils.llm.batch import read_state
 from utils.llm.client import retry_after
 from utils.llm.rationales import match_rationales
-from utils.llm.response import UnusableError, read_completion
+from utils.llm.types import UnusableError, read_completion
 from utils.retrieval.checks import FileReport, sound_rows
 from utils.store.journal import Journal
 from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_rows

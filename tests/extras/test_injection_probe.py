@@ -59,8 +59,7 @@ def test_the_script_probes_a_real_model_and_a_real_reranker(run_script, tmp_path
 def test_a_passage_cannot_write_control_tokens(tiny_llama, chat):
     from transformers import AutoTokenizer
 
-    from utils.rag.local_generators import token_ids
-    from utils.rag.prompts import RagPrompt, defused, without_control
+    from utils.rag.prompts import RagPrompt, defused, token_ids, without_control
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.add_tokens([" ", "\n"])  # as some tokenizers have them: no control tokens

@@ -64,7 +64,10 @@ def test_arrays_and_parquet_are_read(take, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "q", "answer": "a", "rationale": "r"}], "no field golden_answers, reason (there are: answer, "),
+        (
+            [{"question": "q", "answer": "a", "rationale": "r"}],
+            "p.jsonl:1: field 'golden_answers': Field required (found \"{'question': 'q', 'answer'",
+        ),
         ([published({"question": "a stranger", "golden_answers": ["x"], "id": "s"})], "none of 5 questions"),
         ([published(questions(1)[0], golden_answers=[None])], "p.jsonl:1: field 'golden_answers.0'"),
     ],

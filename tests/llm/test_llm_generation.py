@@ -145,30 +145,7 @@ def test_sigkill_costs_only_what_was_in_flight(llm_server, run_script, start_scr
     assert json.loads(manifest.read_text())["rows"] == 60
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_what_is_in_flight_finish(llm_server, tmp_path, number):
-    server = llm_server(0.5)
-    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(40))
-    command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
-    command += ["--concurrency", "4"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while len(server.stats()["seen"]) < 6:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "run the same command again to go on" in said
-    assert "Traceback" not in said
-    asked = server.stats()["seen"]
-    kept = (tmp_path / "dataset/own/reason/requests.journal.jsonl").read_bytes().splitlines()
-    assert len(kept) - 1 == len(asked) < 40
-    assert subprocess.run(command, cwd=tmp_path, env=environment, stderr=-3).returncode == 0
-    assert sum(server.stats()["seen"].values()) == 40
-
-
-def test_a_second_signal_ends_it_at_once(llm_server, tmp_path):
+def test_ctrl_c_ends_it_at_once(llm_server, tmp_path):
     server = llm_server(20.0)
     write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(4))
     command = [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", server.base_url]
@@ -178,11 +155,9 @@ def test_a_second_signal_ends_it_at_once(llm_server, tmp_path):
     while len(server.stats()["seen"]) < 4:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=5)
     assert process.returncode == 130
+    assert "run the same command again to go on" in said
     assert "Traceback" not in said
 
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config import UsageError, load_config
-from utils.rag.generators import make_generator
-from utils.rag.local_generators import cut_at, token_ids
-from utils.rag.prompts import RagPrompt, _cut_longest, format_reference
+from utils.rag.generators import cut_at, make_generator
+from utils.rag.prompts import RagPrompt, _cut_longest, format_reference, token_ids
 from utils.store.files import file_name
 
 PROMPTS = load_config()["prompts"]
@@ -174,7 +173,7 @@ def test_hf_batches_hold_as_many_tokens_as_full_prompts_would(args):
 
 
 def test_local_answers_are_kept_and_other_settings_ask_again(args, monkeypatch):
-    from utils.rag.local_generators import HFGenerator
+    from utils.rag.generators import HFGenerator
 
     asked = []
     inner = HFGenerator._answer

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -16,9 +12,8 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.llm.batch import Batches, open_keys, state_path
-from utils.llm.cost import Budget
-from utils.llm.response import Outcome, UnusableError
-from utils.llm.types import Request, Server
+from utils.llm.cost import Budget, Outcome
+from utils.llm.types import Request, Server, UnusableError
 from utils.store.journal import Journal
 
 FATAL = {401, 403, 404}  # every further request would fail too
@@ -41,17 +36,14 @@ def ask_all(
 ) -> Outcome:
     """Ask the requests that the journal has no answer to, at most ``server.concurrency`` at a time.
 
-    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest. The
-    first SIGINT or SIGTERM lets the requests in flight finish, the second drops them; both end as KeyboardInterrupt.
+    Each answer is appended to the journal as it arrives, so that the same call after a kill asks only the rest.
 
     ``accept_any`` takes empty, filtered and cut-off answers as they are (right for a reader under test) instead of as
     failures (right for rationales). ``budget`` counts the answers of earlier calls too, and stops at its limit. A
     UsageError tells why no further request can succeed: a refused key, an unknown model or address, no money left.
     """
-    outcome = Outcome(journal, budget or Budget(), accept_any)
     unique = {item.key: item for item in requests}
-    for key in unique:
-        outcome.want(key)
+    outcome = Outcome(journal, budget or Budget(), unique.keys(), accept_any)
     todo = {key: item for key, item in unique.items() if key not in journal}
     waiting = open_keys(journal.path)
     if not todo and not (server.batch and waiting):  # a kill may have left an answered batch open
@@ -66,18 +58,15 @@ def ask_all(
         )
     with tqdm(total=len(unique), initial=outcome.answered, desc=desc, unit="request") as bar:
         (Batches if server.batch else Window)(server, outcome).ask(todo.values(), bar)
-    outcome.unasked = len(unique) - outcome.answered - sum(key not in journal for key in outcome.failures)
     return outcome
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 without one."""
-    value = headers.get("retry-after", "")
+    """Return the seconds that a Retry-After header asks for; 0 without one, or for a date, the form of web servers."""
     try:
-        seconds = float(value)
+        seconds = float(headers.get("retry-after", 0))
     except ValueError:
-        date = email.utils.parsedate_tz(value)
-        seconds = email.utils.mktime_tz(date) - time.time() if date else 0.0
+        return 0.0
     # A comparison with NaN is false, so that "nan" asks for nothing.
     return min(seconds, LONGEST_PAUSE) if seconds > 0 else 0.0
 
@@ -96,40 +85,26 @@ class Window:
         self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
         self._todo: deque[Request] = deque()
-        self._failed_in_a_row, self._refusal, self._signalled = 0, "", False
+        self._failed_in_a_row, self._refusal = 0, ""
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
-        """Ask until nothing is left, the budget is spent, the server is given up, or a signal comes."""
+        """Ask until nothing is left, the budget is spent, or the server is given up."""
         self._todo.extend(todo)
-        try:
-            asyncio.run(self._run(bar))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        asyncio.run(self._run(bar))
         if self._refusal:
             raise UsageError(self._refusal)
-        if self._signalled:
-            raise KeyboardInterrupt
 
     async def _run(self, bar: tqdm) -> None:
         import openai
 
-        if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self._stop, asyncio.current_task())
         http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._saw]})
         async with openai.AsyncOpenAI(**self._server.client_settings, http_client=http) as client:
             await asyncio.gather(*(self._work(client, bar) for _ in range(self._server.concurrency)))
 
-    def _stop(self, task: asyncio.Task[Any] | None) -> None:
-        if self._signalled and task:
-            task.cancel()
-        self._signalled = True
-        print("\nwaiting for the requests in flight; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
     @property
     def _stopping(self) -> bool:
         self._outcome.stopped = self._outcome.stopped or self._outcome.budget.exceeded
-        return bool(self._signalled or self._outcome.stopped or self._refusal)
+        return bool(self._outcome.stopped or self._refusal)
 
     async def _saw(self, response: Any) -> None:
         """Adapt the window to a response, also to one that the openai library will ask again."""
@@ -176,7 +151,7 @@ class Window:
             if status in FATAL or error.code == OUT_OF_MONEY:
                 self._refusal = f"{self._server.name} refuses: {reason}"
         except UnusableError as error:
-            reason, hopeless = self._server.clean(error), error.answer is None
+            reason, hopeless = self._server.clean(str(error)), error.answer is None
         except openai.OpenAIError as error:
             reason = self._server.clean(error)
         else:

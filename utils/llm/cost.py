@@ -1,28 +1,30 @@
-"""What requests cost, by the YAML's price table: the budget that stops them, and a forecast before the first one."""
+"""What came of requests and what it cost, by the YAML's price table; the budget that stops them, and a forecast."""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.llm.types import CHARACTERS_PER_TOKEN, Request, Server
-from utils.store.journal import Records
+from utils.llm.types import Request, Server, UnusableError, most_tokens, read_completion
+from utils.store.journal import Journal, Records
 
 MILLION = 1_000_000
 BATCH_DISCOUNT = 0.5  # of OpenAI's Batch API
+WASTE = "unusable:"  # before a request's key in the journal: the tokens of its unusable answers
 
 
+@dataclass
 class Budget:
     """What the answers of one output have cost, and the limit in dollars (0: none) that stops it."""
 
-    def __init__(self, price: tuple[float, float] | None = None, limit: float = 0.0) -> None:
-        """``price``: dollars per million prompt tokens and completion tokens; None if it is unknown."""
-        self.price, self.limit = price, limit
-        self._dollars, self._uncounted = 0.0, 0
+    price: tuple[float, float] | None = None  # dollars per million prompt and completion tokens; None if unknown
+    limit: float = 0.0
+    _dollars: float = 0.0
+    _uncounted: int = 0  # answers whose tokens the server did not count
 
     @classmethod
     def for_model(cls, prices: Mapping[str, Sequence[float]], model: str, limit: float) -> Budget:
@@ -73,6 +75,74 @@ class Budget:
         return f"${self.cost:.4f}{unknown}"
 
 
+@dataclass
+class Outcome:
+    """What came of a set of requests: the answers are in the journal, their number and cost here."""
+
+    journal: Journal  # answers by request key, as `read_completion` gives them with ``seconds`` and ``attempts``
+    budget: Budget
+    wanted: Set[str]  # keys of the requests
+    accept_any: bool = False  # as for `read_completion`
+    failures: dict[str, str] = field(default_factory=dict)  # by request key, why it has no answer
+    stopped: str = ""  # why requests were left for another call
+    answered: int = 0  # by this call or an earlier one
+    asked: int = 0  # answered by this call
+    # Of the answered requests.
+    usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
+
+    def __post_init__(self) -> None:
+        """Count the answers and the cost that earlier calls brought."""
+        for key in self.wanted:
+            for name in (key, WASTE + key):
+                if name in self.journal:
+                    self.budget.add(self.journal[name])
+            if key in self.journal:
+                self._count(self.journal[key])
+
+    @property
+    def unasked(self) -> int:
+        """How many requests were left for another call."""
+        return len(self.wanted) - self.answered - len(self.failures)
+
+    @property
+    def rest(self) -> str:
+        """Say what was left for another call, and why; empty if nothing was."""
+        if not self.unasked:
+            return ""
+        goes_on = "the answers so far are kept, and the same command goes on (--max_cost raises the limit)"
+        return f"{self.unasked} questions were not asked: {self.stopped}; {goes_on}"
+
+    def take(self, key: str, body: bytes | dict[str, Any], **facts: Any) -> None:
+        """Write an answer with its facts to the journal; count what an unusable one cost before its error passes on.
+
+        A batch may bring an answer that the input no longer asks for, which is kept for later.
+        """
+        try:
+            answer = read_completion(body, self.accept_any) | facts
+        except UnusableError as error:
+            if error.answer:
+                self._waste(key, error.answer | facts)
+            raise
+        self.journal.append(key, answer)
+        self.budget.add(answer)
+        if key in self.wanted:
+            self._count(answer)
+            self.asked += 1
+
+    def _waste(self, key: str, answer: Mapping[str, Any]) -> None:
+        self.budget.add(answer)
+        before = self.journal.get(WASTE + key, {})
+        total = {kind: before.get(kind, 0) + answer[kind] for kind in self.usage}
+        # One record sums all unusable answers of a request. It has the batch price only if all were batch answers.
+        half = bool(answer.get("batch")) and before.get("batch", True)
+        self.journal.append(WASTE + key, total | ({"batch": True} if half else {}))
+
+    def _count(self, answer: Mapping[str, Any]) -> None:
+        self.answered += 1
+        for kind in self.usage:
+            self.usage[kind] += answer[kind]
+
+
 def forecast(
     requests: Sequence[Request], journal: Path, waiting: Container[str], server: Server, budget: Budget
 ) -> str:
@@ -82,24 +152,19 @@ def forecast(
     can take, by their prompts' characters and their ``max_tokens``.
     """
     unique = {item.key: item for item in requests}
-    with contextlib.ExitStack() as stack:
-        known = stack.enter_context(Records(journal)) if journal.exists() else {}
-        answers = {key: known[key] for key in unique if key in known}
+    answers = _answers(journal, unique.keys())
     todo = [item for key, item in unique.items() if key not in answers and key not in waiting]
     text = f"{len(requests)} rows: {len(answers)} answered already, {len(todo)} to ask"
     if in_batches := len(unique) - len(answers) - len(todo):
         text += f", {in_batches} in open batches"
     if not todo:
         return text
+    prompt, completion = most_tokens(todo)
+    how = "at most, if a token has four characters"
     if answers:
-        characters = sum(unique[key].characters for key in answers)
-        per_character = sum(answer["prompt_tokens"] for answer in answers.values()) / max(1, characters)
+        prompt = len(todo) * statistics.mean(answer["prompt_tokens"] for answer in answers.values())
         completion = len(todo) * statistics.mean(answer["completion_tokens"] for answer in answers.values())
         how = f"about, by {len(answers)} answers"
-    else:
-        per_character, completion = 1 / CHARACTERS_PER_TOKEN, sum(item.payload["max_tokens"] for item in todo)
-        how = "at most, if a token has four characters"
-    prompt = per_character * sum(item.characters for item in todo)
     text += f"\ntokens: {prompt:,.0f} in, {completion:,.0f} out ({how})\ncost: "
     text += f"${budget.dollars(prompt, completion, server.batch):.2f} ({how})" if budget.price else "unknown"
     if server.batch:
@@ -110,3 +175,11 @@ def forecast(
         return f"{text}\ntime: not known before the first answers"
     at_once = min(server.concurrency, len(todo))
     return f"{text}\ntime: {len(todo) * statistics.mean(seconds) / at_once / 60:.1f} minutes, {at_once} at once"
+
+
+def _answers(journal: Path, keys: Set[str]) -> dict[str, dict[str, Any]]:
+    """Read the answers that a journal has to these keys; it stays as it is, and need not exist."""
+    if not journal.exists():
+        return {}
+    with Records(journal) as known:
+        return {key: known[key] for key in keys if key in known}

@@ -1,27 +1,27 @@
-"""Generators: prompts in, greedy answers out. This asks a server; `utils.rag.local_generators` has the others."""
+"""Generators: prompts in, greedy answers out, of a server or of a model on this machine; every answer is kept."""
 
 from __future__ import annotations
 
 import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
+from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast
-from utils.llm.types import Prompt, Request, Server, request
-from utils.rag.local_generators import FastChatGenerator, HFGenerator, LocalGenerator, VLLMGenerator
-from utils.rag.prompts import defused
+from utils.llm.types import Prompt, Request, Server, characters, request
+from utils.rag.prompts import defused, token_ids, without_control
+from utils.ray_engine import one_by_one
 from utils.store.files import file_name
-from utils.store.journal import Journal
+from utils.store.journal import Journal, resume
+from utils.store.manifest import digest, fingerprint
 
-CHARACTERS_PER_TOKEN = 3  # tokens are rarely shorter; used where the server's tokenizer is not at hand
-LOCAL_FRAMEWORKS: dict[str, type[LocalGenerator]] = {
-    "hf": HFGenerator,
-    "vllm": VLLMGenerator,
-    "fschat": FastChatGenerator,
-}
+# Fewer than English has on average (`utils.llm.types.CHARACTERS_PER_TOKEN`): a prompt must not be longer than counted.
+FEWEST_CHARACTERS_PER_TOKEN = 3
 
 
 class OpenAIGenerator:
@@ -33,17 +33,14 @@ class OpenAIGenerator:
     def __init__(self, args: argparse.Namespace) -> None:
         self.name: str = args.openai_model
         self.facts: dict[str, Any] = {}  # for the run's manifest
+        self.defuse = defused  # the server's own control tokens are not known
         self._args, self._server = args, Server.of(args)
         self._budget = Budget.for_model(args.prices, self.name, args.max_cost)
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}.journal.jsonl"
 
     def count_tokens(self, text: str) -> int:
         """Estimate tokens cautiously by characters."""
-        return len(text) // CHARACTERS_PER_TOKEN + 1
-
-    def defuse(self, text: str) -> str:
-        """Break up the control tokens of common chat templates: the server's own are not known."""
-        return defused(text)
+        return len(text) // FEWEST_CHARACTERS_PER_TOKEN + 1
 
     def generate(self, prompts: list[Prompt]) -> list[str]:
         """Return one answer per prompt, an empty one for a failed request; more than ``max_failures`` are an error."""
@@ -51,9 +48,8 @@ class OpenAIGenerator:
         with Journal(self._journal) as journal:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=self._budget)
             answers = [journal[item.key]["text"].strip() if item.key in journal else "" for item in requests]
-        if outcome.unasked:
-            goes_on = "the answers so far are kept, and the same command goes on (--max_cost raises the limit)"
-            raise UsageError(f"{outcome.unasked} requests were not sent: {outcome.stopped}; {goes_on}")
+        if outcome.rest:
+            raise UsageError(outcome.rest)
         failed = sum(item.key in outcome.failures for item in requests)
         if failed > self._args.max_failures * len(requests):
             reasons = sorted(set(outcome.failures.values()))
@@ -76,6 +72,158 @@ class OpenAIGenerator:
         return [request(self.name, prompt, self._args.stop, **settings) for prompt in prompts]
 
 
+class LocalGenerator(ABC):
+    """A model folder or hub id with its tokenizer; ``chunk`` prompts are answered between two savings."""
+
+    chunk = 1024
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from transformers import AutoTokenizer
+
+        self.name = Path(args.model_path).name
+        self.facts: dict[str, Any] = {}  # for the run's manifest
+        self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
+        self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        self._args = args
+        self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
+        self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
+
+    def count_tokens(self, text: str) -> int:
+        """Count tokens without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def defuse(self, text: str) -> str:
+        """Break up common control tokens and the tokenizer's own."""
+        return without_control(self.tokenizer, defused(text))
+
+    def generate(self, prompts: list[Prompt]) -> list[str]:
+        """Give one greedy answer per prompt; those that an earlier run left are not generated again."""
+        keys = [digest([self._made_with, prompt]) for prompt in prompts]
+        # Longest first: prompts of like length share a batch, and one too long for the memory fails at the start.
+        todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -characters(item[1]))
+        with Journal(self._journal) as journal:
+            work = one_by_one(lambda part: [{"text": text} for text in self._answer([prompt for _, prompt in part])])
+            resume(journal, todo, lambda item: item[0], self.chunk, work, "generate")
+            return [journal[key]["text"] for key in keys]
+
+    @abstractmethod
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        """Give one greedy answer per prompt."""
+
+
+class HFGenerator(LocalGenerator):
+    """A causal model through transformers.
+
+    A batch holds as many tokens as ``generator_batch_size`` prompts of ``max_input_tokens``, so shorter prompts
+    form larger ones: each step of a batch reads all weights once, whatever its size.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model = self._load(args).eval()
+        self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
+        self.chunk = 8 * args.generator_batch_size
+
+    def _load(self, args: argparse.Namespace) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        options = {"dtype": "auto", "device_map": "auto", "quantization_config": quantisation(args.quantization)}
+        return pretrained(AutoModelForCausalLM, self.path, self.trust, **options)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return token_ids(self.tokenizer, prompt)
+
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        import torch
+
+        encoded = [self._ids(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+        answers = [""] * len(prompts)
+        most, stop = self._args.max_tokens, self._args.stop
+        # None silences the model's own generation_config, which asks Llama to sample.
+        greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        greedy |= {"max_new_tokens": most, "pad_token_id": self.tokenizer.pad_token_id}
+        greedy |= {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
+
+        def work(batch: Sequence[int]) -> None:
+            inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
+            with torch.inference_mode():
+                output = self.model.generate(**inputs.to(self.model.device), **greedy)
+            new = output[:, inputs["input_ids"].shape[1] :]
+            for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[i] = cut_at(text, stop).strip()
+
+        self._room = in_batches(order, self._room, work, need=lambda i: len(encoded[i]) + most)
+        return answers
+
+
+class FastChatGenerator(HFGenerator):
+    """FlashRAG's ``fschat``: models older than chat templates (Vicuna), with FastChat's conversation templates."""
+
+    def _load(self, args: argparse.Namespace) -> Any:
+        import torch
+        from transformers import PretrainedConfig
+
+        try:
+            from fastchat.model import load_model
+        except ImportError as error:
+            raise UsageError(f"--framework fschat needs FastChat ({error}): pip install fschat==0.2.36") from None
+        if "auto_map" in PretrainedConfig.get_config_dict(self.path)[0]:
+            raise UsageError(f"{args.model_path} brings its own code, which FastChat would run; use --framework hf")
+        return load_model(self.path, device=torch_device(), num_gpus=max(1, torch.cuda.device_count()))[0]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str) or self.tokenizer.chat_template is not None:
+            return super()._ids(prompt)
+        from fastchat.model import get_conversation_template
+
+        conversation = get_conversation_template(self.name)
+        for message in prompt:
+            if message["role"] == "system":
+                conversation.set_system_message(message["content"])
+            else:
+                conversation.append_message(conversation.roles[0], message["content"])
+        conversation.append_message(conversation.roles[1], None)
+        return token_ids(self.tokenizer, conversation.get_prompt())  # the template has no BOS, the tokenizer adds it
+
+
+class VLLMGenerator(LocalGenerator):
+    """A causal model through vLLM's offline engine."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            from vllm import LLM
+        except ImportError:
+            others = "use --framework hf, or --framework openai with a server"
+            raise UsageError(f"--framework vllm needs vLLM: pip install -r requirements/gpu.txt, or {others}") from None
+        import torch
+
+        super().__init__(args)
+        self._model = LLM(
+            self.path,
+            tensor_parallel_size=max(1, torch.cuda.device_count()),
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            max_model_len=args.max_input_tokens + args.max_tokens,
+            seed=args.seed,
+            trust_remote_code=self.trust,
+        )
+
+    def _answer(self, prompts: list[Prompt]) -> list[str]:
+        from vllm import SamplingParams
+
+        args = self._args
+        sampling = SamplingParams(temperature=0, max_tokens=args.max_tokens, stop=args.stop or None, seed=args.seed)
+        inputs = [{"prompt_token_ids": token_ids(self.tokenizer, prompt)} for prompt in prompts]
+        return [output.outputs[0].text.strip() for output in self._model.generate(inputs, sampling)]
+
+
+LOCAL_FRAMEWORKS: dict[str, type[LocalGenerator]] = {
+    "hf": HFGenerator,
+    "vllm": VLLMGenerator,
+    "fschat": FastChatGenerator,
+}
 Generator = OpenAIGenerator | LocalGenerator
 
 
@@ -85,4 +233,25 @@ def make_generator(args: argparse.Namespace) -> Generator:
         return OpenAIGenerator(args)
     if args.framework not in LOCAL_FRAMEWORKS:
         raise UsageError(f"--framework {args.framework!r} is none of openai, {', '.join(LOCAL_FRAMEWORKS)}, none")
+    if args.quantization != "none" and args.framework != "hf":
+        raise UsageError("--quantization is for --framework hf")
     return LOCAL_FRAMEWORKS[args.framework](args)
+
+
+def quantisation(kind: str) -> Any:
+    """Make transformers' configuration for ``none``, ``4bit`` (NF4) or ``8bit`` weights."""
+    if kind == "none":
+        return None
+    if kind not in ("4bit", "8bit"):
+        raise UsageError(f"--quantization {kind!r} is none of none, 4bit, 8bit")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def cut_at(text: str, stop: list[str]) -> str:
+    """Cut a text at its first stop string."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]

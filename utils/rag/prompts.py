@@ -32,6 +32,16 @@ def without_control(tokenizer: Any, text: str) -> str:
     return text
 
 
+def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Tokenise a prompt with one BOS; messages go through the tokenizer's chat template, if it has one."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the special tokens
+
+
 class RagPrompt:
     """FlashRAG's document layout in our templates.
 
