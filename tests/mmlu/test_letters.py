@@ -73,20 +73,75 @@ READ = {
 }  # fmt: skip
 UNREAD = [
     # prose, in which a letter is an article, a pronoun, a name or a formula
-    "A dog is an animal", "a dog", "I think a dog", "I think A dog would", "The answer is a dog", "I think so", "Dad",
+    "A dog is an animal", "a dog", "I think a dog",
+    "I think A dog would", "The answer is a dog", "I think so", "Dad",
     "Vitamin C", "The answer is vitamin C.", "hepatitis B", "B cells", "The answer is C major", "D-glucose",
     "The answer is D-glucose", "C++", "C#", "A*", "The answer is C++", "D.C. is the capital", "B.C.", "a.m.",
     "B. F. Skinner", "D'Alembert", "c - 5 = 3", "f(B)", "B is the most common", "Cab", "42",
     # nothing chosen
     "", "  \n", "E", "(E)", "The answer is E", "None of the above", "I don't know", "Answer:",
-    "The answer is not B", "The answer isn't B", "The wrong answer is B", "Option A is wrong.", "B is not correct",
+    "The answer is not B", "The answer isn't B",
+    "The wrong answer is B", "Option A is wrong.", "B is not correct",
     "If the answer is A, then it rains",
     # several chosen
     "AB", "ABCD", "A/B", "A, B", "A or B", "A, B and C", "The answer is A and B", "Either B or C", "A\nB",
-    "The answer is (B) or (C)", "The answer is A, or B", "A. B. C. D.", "A. Paris\nB. London", "A) foo B) bar C) baz",
+    "The answer is (B) or (C)", "The answer is A, or B",
+    "A. B. C. D.", "A. Paris\nB. London", "A) foo B) bar C) baz",
     "Option A, Option B", "Answer: A, B", "The answer is A. The answer is B.",
     "The answer is A. B is correct.", "A. foo. The answer is B.", "C\n\nThe answer is B",
 ]  # fmt: skip
+CONCLUDED = [
+    # what is denied, supposed or compared is not chosen
+    "The answer is B (not A).", "The answer is B, not A.",
+    "The answer is B rather than A.", "The answer is not A but B.",
+    "Not A. The answer is B.", "The answer isn't A; the answer is B.", "The answer is B, because A is wrong.",
+    "The answer is B since A) is too late.",
+    "A and C are wrong; the answer is B.", "A is wrong, so the answer is B.",
+    "Option A is incorrect so the answer is B.",
+    "Answer: B\n\nExplanation: Option A is wrong because it is late.",
+    # a conclusion
+    "The passages describe a feud. Therefore, B.", "Hence B.", "So, B.", "In conclusion, B.", "Conclusion: B",
+    "So the answer must be B.", "Therefore, the correct option is (B).", "B. Paris is the capital, so B.",
+    "Based on the documents, B is the answer",
+    "Among the options, B is correct.", "The best answer is therefore B.",
+    # a choice
+    "I'm going with B.", "I'd say B", "My choice is B.",
+    "My final answer is B.", "The correct one is B.", "Ans: B",
+    "It must be B.", "That would be B.", "Choose B.",
+    "Select B", "Answer → B", "B ✓", "✅ B", '{"answer": "B"}', "[[B]]",
+    # thoughts are not the answer
+    "<think>It could be A. The answer is A?</think>B",
+    "<think>The answer is A. No.</think>\n\nThe answer is B.",
+    "Okay, A looks right. The answer is A.</think>\nB",
+    # other scripts and languages
+    "Ｂ", "（Ｂ）", "答案：B", "答案是 B。", "正确答案是B", "正确答案：（B）",
+    "答案为B", "选B", "故选B。", "选择B。", "因此，B。", "B，因为",
+    "正解：B", "答え：B", "答えはBです", "정답: B", "정답은 B입니다.", "الإجابة: B", "Ответ: B", "Antwort: B",
+    "Die richtige Antwort ist B", "Réponse : B",
+    "La réponse est B.", "Respuesta: B", "La respuesta correcta es B",
+    "Risposta: B", "A resposta é B.",
+]  # fmt: skip
+NOT_CONCLUDED = [
+    "I don't think the answer is B.", "I wouldn't say B",
+    "I doubt that the answer is B", "The answer might be B",
+    "It could be A. It could be B.", "It is not true that B is the answer",
+    "The answer cannot be B.", "B is wrong.",
+    "Unless it rains, the answer is B",
+    "If B is true, A is the answer", "It is unclear whether B is the answer",
+    "A is the answer. No, B is the answer.", "Between A and B, A is more common.",
+    "Answer: A; C", "Answer: A and also C",
+    "Let's consider option B.", "Which of these is correct: A, B, C or D?", "Neither B nor C is correct",
+    "Therefore, a dog.", "Therefore, A or B.",
+    "So A and B.", "So B cells are the answer", "Thus, C. elegans lives.",
+    "Based on the documents, vitamin B is the answer", "Group B is the answer", "The answer is blood type B.",
+    "<think>The answer is B", "<think>B</think>", "<think>The answer is B</think>I cannot tell.",
+    "答案不是B", "答案：A和B", "选A或B", "答案是B细胞", "Antwort: A oder B", "Antwort: B-Zellen", "答案：E",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CONCLUDED)
+def test_the_conclusion_is_read(text):
+    assert parse_letter(text) == "B"
 
 
 @pytest.mark.parametrize(("text", "letter"), READ.items())
@@ -94,7 +149,7 @@ def test_letter_is_read(text, letter):
     assert parse_letter(text) == letter
 
 
-@pytest.mark.parametrize("text", UNREAD)
+@pytest.mark.parametrize("text", UNREAD + NOT_CONCLUDED)
 def test_no_letter_is_read(text):
     assert parse_letter(text) is None
 

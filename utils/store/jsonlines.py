@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -68,10 +69,20 @@ def parse_lines(
             on_fault("lines that are not valid JSON", fault)
             continue
         if isinstance(row, dict):
-            yield number, start, len(line), row
+            yield number, start, len(line), _as_written(row, text)
         else:
             fault = UsageError(f"{path}:{number}: a JSON object is expected, not {type(row).__name__}")
             on_fault("lines that are no JSON object", fault)
+
+
+def _as_written(row: dict[str, Any], line: bytes) -> dict[str, Any]:
+    """Return the row with the digits of its id and answers as they stand in the line: 3.50, or more than 64 bits."""
+    answers = row.get("golden_answers")
+    numbers = [row.get("id"), *(answers if isinstance(answers, list) else [answers])]
+    if any(isinstance(number, float) for number in numbers):
+        digits = json.loads(line, parse_float=str, parse_int=str)
+        row |= {name: digits[name] for name in ("id", "golden_answers") if name in digits}
+    return row
 
 
 def _remedy(line: bytes) -> str:

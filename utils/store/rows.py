@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import re
 from typing import Annotated, Any, Self
 
+import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
 
 
@@ -18,13 +22,36 @@ def _not_blank(value: str) -> str:
     return value
 
 
-def _list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, int, float)) else value
+def _answers(value: Any) -> Any:
+    """Return the answers one by one: a single one, and lists inside a string, as CSV and parquet files leave them.
+
+    A blank answer among others is left out: it matches nothing.
+    """
+    values = value if isinstance(value, list) else [value]
+    found = [answer for item in values for answer in (_unfolded(item) if isinstance(item, str) else [item])]
+    return [answer for answer in found if answer is not None and str(answer).strip()]
 
 
+def _unfolded(text: str) -> list[Any]:
+    """Return the items of a list that a text spells, in JSON or as Python prints it; of any other text, itself."""
+    if not LIST.fullmatch(text):
+        return [text]
+    with contextlib.suppress(ValueError):
+        return orjson.loads(text)
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        found = ast.literal_eval(text)
+        if isinstance(found, (list, tuple, set)) and not UNSEPARATED.search(text):
+            return list(found)
+    if text.strip()[0] != "[":
+        return [text]
+    raise ValueError("looks like a list, but is none in JSON; write a JSON list of texts")
+
+
+LIST = re.compile(r"""\s*(?:\[\s*["'].*\]|\(\s*["'].*\)|\{\s*["'].*\}|\[[\d\s.,+-]*\])\s*""", re.DOTALL)
+UNSEPARATED = re.compile(r"""["']\s+["']""")  # as numpy prints arrays; Python would join the two texts to one
 Name = Annotated[str, BeforeValidator(_text), AfterValidator(_not_blank)]
 Text = Annotated[str, AfterValidator(_not_blank)]
-Answers = Annotated[list[Name], BeforeValidator(_list)]
+Answers = Annotated[list[Name], BeforeValidator(_answers)]
 
 
 class Question(BaseModel):

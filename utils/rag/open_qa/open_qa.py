@@ -29,7 +29,11 @@ Args:
 
 
 class OpenQa(evaluate.Metric):
-    """FlashRAG's metric classes, called directly: its evaluator leaves a metric that fails out of the result."""
+    """FlashRAG's metric classes, called directly: its evaluator leaves a metric that fails out of the result.
+
+    An answer such as "A" or "%" normalises to nothing, which every prediction would contain: it scores 1 where the
+    prediction is the same text, up to case and blanks, else 0.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": Value("string"), "references": List(Value("string"))})
@@ -40,12 +44,16 @@ class OpenQa(evaluate.Metric):
     ) -> dict[str, Any]:
         config: Any = {"dataset_name": "own", "metric_setting": {}}
         em, f1, contains = ExactMatch(config), F1_Score(config), Sub_ExactMatch(config)
-        # An answer such as "The" normalises to nothing, and every prediction contains nothing.
-        usable = [[answer for answer in answers if normalize_answer(answer)] for answers in references]
-        pairs = list(zip(predictions, usable, strict=True))
-        scores = {
-            "em": [float(em.calculate_em(prediction, answers)) for prediction, answers in pairs],
-            "f1": [float(f1.token_level_scores(prediction, answers)["f1"]) for prediction, answers in pairs],
-            "contains": [float(contains.calculate_sub_em(prediction, answers)) for prediction, answers in pairs],
-        }
+        scores: dict[str, list[float]] = {"em": [], "f1": [], "contains": []}
+        for prediction, answers in zip(predictions, references, strict=True):
+            usable = [answer for answer in answers if normalize_answer(answer)]
+            unusable = {_bare(answer) for answer in answers if not normalize_answer(answer)} - {""}
+            same = float(_bare(prediction) in unusable)
+            scores["em"].append(max(same, float(em.calculate_em(prediction, usable))))
+            scores["f1"].append(max(same, float(f1.token_level_scores(prediction, usable)["f1"])))
+            scores["contains"].append(max(same, float(contains.calculate_sub_em(prediction, usable))))
         return scores if per_question else {name: mean(values) for name, values in scores.items()}
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().split())
