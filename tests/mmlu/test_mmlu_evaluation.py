@@ -127,9 +127,9 @@ def without(row, *path):
     ("bad", "message"),
     [
         (without(answered(1, "A", "A"), "output", "pred"), "row 2 (id test_1): field 'output.pred'"),
-        (without(answered(1, "A", "A"), "output"), "row 2 (id test_1): field 'output'"),
+        (without(answered(1, "A", "A"), "output"), "row 2 (id test_1): field 'output.pred'"),
         (answered(1, "A", None), "row 2 (id test_1): field 'output.pred'"),
-        (without(answered(1, "A", "A"), "metadata"), "row 2 (id test_1): field 'metadata'"),
+        (without(answered(1, "A", "A"), "metadata"), "row 2 (id test_1): field 'metadata.subject'"),
         (answered(1, "A", "A", None), "row 2 (id test_1): field 'metadata.subject'"),
         (
             answered(1, "A", "A", "alchemy"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
-from pydantic import BaseModel, Field
+from pydantic import AliasPath, BaseModel, Field
 
 from utils.config import UsageError
 from utils.mmlu.letters import parse_letter
@@ -80,18 +80,10 @@ class Graded(NamedTuple):
     correct: bool
 
 
-class _Metadata(BaseModel):
-    subject: str
-
-
-class _Output(BaseModel):
-    pred: str
-
-
 class _Answered(BaseModel):
     golden_answers: Annotated[list[Literal["A", "B", "C", "D"]], Field(min_length=1)]
-    metadata: _Metadata
-    output: _Output
+    subject: Annotated[str, Field(validation_alias=AliasPath("metadata", "subject"))]
+    pred: Annotated[str, Field(validation_alias=AliasPath("output", "pred"))]
 
 
 def grade(rows: Iterable[Any], path: Path, made_by: str) -> list[Graded]:
@@ -103,9 +95,9 @@ def grade(rows: Iterable[Any], path: Path, made_by: str) -> list[Graded]:
             row = parse_row(raw, _Answered, where)
         except UsageError as error:
             raise UsageError(f"{error}; answer mmlu_preprocess.py's questions with: {made_by} --overwrite") from None
-        category_of(row.metadata.subject, f"{where}: field 'metadata.subject': ")
-        letter = parse_letter(row.output.pred)
-        graded.append(Graded(subject_name(row.metadata.subject), letter is not None, letter in row.golden_answers))
+        category_of(row.subject, f"{where}: field 'metadata.subject': ")
+        letter = parse_letter(row.pred)
+        graded.append(Graded(subject_name(row.subject), letter is not None, letter in row.golden_answers))
     return graded
 
 
