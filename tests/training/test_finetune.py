@@ -79,8 +79,10 @@ def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
     np.testing.assert_allclose(scores[2], scores[0], atol=1e-3)
 
+    (folder / ".made_with").touch()  # as a kill just after the manifest leaves it
     again = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3")
     assert "is finished (9 rows)" in again.stdout
+    assert not (folder / ".made_with").exists()
 
 
 @pytest.mark.slow

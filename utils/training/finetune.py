@@ -57,6 +57,7 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
         settings["nnodes"] = args.nnodes
     phase = Phase(output, [train_data, args.base_model], settings, folder=True)
     if phase.is_done(args.overwrite):
+        (output / MADE_WITH).unlink(missing_ok=True)  # a kill came just after the manifest
         return 0
     has_manifest = phase.manifest.exists()
     is_trained = not has_manifest and _made_with(output) == phase.key  # a kill came just before the manifest
