@@ -72,8 +72,7 @@ def generate_dataset(args: argparse.Namespace) -> None:
     """Score the candidates, and sample a training file from this score alone."""
     from utils.store.lookup import passages_path
     from utils.training.groups import check_sampling, write_training_file
-    from utils.training.rationale_scores import score_rationales
-    from utils.training.score_caches import retrieval_scores
+    from utils.training.scores import retrieval_scores, score_rationales
 
     check_sampling(args.sampling, args.fusion_topk)
     folder, docs = dataset_dir(args), docs_path(args)

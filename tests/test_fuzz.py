@@ -30,7 +30,7 @@ from utils.store.manifest import Phase, manifest_path
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
 from utils.tables.experiment import read_experiment, read_model
 from utils.tables.paper_values import PaperValues
-from utils.training.score_caches import fused_rankings, open_cache
+from utils.training.groups import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = 300  # of each of the three kinds, for each reader
@@ -52,7 +52,7 @@ RATIONALES = [row | {"reason": "because"} for row in QUESTIONS]
 
 def cache(path):
     found = open_cache(path, "reason")
-    return list(fused_rankings(found, found, 0.5, Counter()))
+    return list(fused_rankings(found, found, 0.5, Counter(), Counter()))
 
 
 def checked_as_input(path):

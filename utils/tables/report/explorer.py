@@ -14,7 +14,7 @@ from utils.store.lookup import LineIndex, PassageTexts, passages_path
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
-from utils.training.score_caches import open_cache
+from utils.training.groups import open_cache
 
 
 def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, Any]]:
