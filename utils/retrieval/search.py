@@ -38,14 +38,9 @@ def stored_type(index: Any) -> torch.dtype | None:
 class BlockIndex:
     """The vectors of an index file, which a search reads once, whatever the number of queries.
 
-    Memory holds two blocks of vectors and one block's scores, in fp32; on GPUs the vectors stay if they fit. faiss's
+    Memory holds two blocks of vectors and one block's scores, in fp32; with ``keep``, and on GPUs if they fit, all
+    vectors stay. ``devices``, torch's names, get the blocks in turn. ``rows`` restricts the search to a range. faiss's
     memory map is ten times slower if the file is larger than memory.
-
-    Args:
-        path: a file whose `stored_type` is known.
-        devices: torch's names; they get the blocks in turn.
-        keep: hold the vectors in memory.
-        rows: rows of the file to search; None searches all.
     """
 
     def __init__(
