@@ -40,7 +40,7 @@ def main() -> int:
     """Parse the command line, run one phase, and return the exit code."""
     args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion", "engine"], extra=EXTRA)
     if args.check:
-        from utils.retrieval.checks import check_dataset
+        from utils.retrieval.answers import check_dataset
 
         return 0 if check_dataset(dataset_dir(args), Path(args.corpus_path)) else 1
     if args.phase is None:

@@ -22,7 +22,7 @@ from utils.llm.batch import read_state
 from utils.llm.client import retry_after
 from utils.llm.rationales import match_rationales
 from utils.llm.types import UnusableError, read_completion
-from utils.retrieval.checks import FileReport, sound_rows
+from utils.retrieval.answers import FileReport
 from utils.store.journal import Journal
 from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_rows
 from utils.store.lookup import LineIndex, PassageTexts
@@ -100,7 +100,7 @@ READERS = {
     "index of lines": (lines(SCORED), lambda path: len(LineIndex(path, lambda row: str(row["id"])))),
     "score cache": (lines(SCORED), cache),
     "score cache, published format": (lines(PUBLISHED), cache),
-    "check of a dataset": (lines(QUESTIONS), lambda path: list(sound_rows(path, Passage, FileReport(path)))),
+    "check of a dataset": (lines(QUESTIONS), lambda path: list(FileReport(path).sound_rows(Passage))),
     "records": (json.dumps(RATIONALES).encode(), lambda path: list(read_records(path))),
     "Parquet": (parquet(RATIONALES), lambda path: list(read_parquet(path))),
     "published rationales": (

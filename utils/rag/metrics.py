@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.retrieval.answers import MANY_ROWS, apply_rows, has_answer
+from utils.retrieval.answers import apply_rows, has_answer
 from utils.store.files import atomic
 from utils.store.journal import in_chunks
 from utils.store.lookup import PassageTexts
@@ -31,7 +31,7 @@ def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str
     import pandas
 
     qrels: dict[str, dict[str, int]] = {}
-    with tqdm(total=len(candidates), desc="match answers", unit="question", disable=len(candidates) < MANY_ROWS) as bar:
+    with tqdm(total=len(candidates), desc="match answers", unit="question") as bar:
         for part in in_chunks(list(candidates), QUESTIONS_AT_ONCE):
             rows = [(row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in part]
             frame = pandas.DataFrame(rows, columns=["answers", "passages"])

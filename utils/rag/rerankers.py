@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 from utils.method import descending
 from utils.openvino_model import with_openvino
-from utils.retrieval.flashrag_parts import BaseReranker
+from utils.retrieval.retrievers import BaseReranker
 from utils.store.rows import Candidates
 
 
