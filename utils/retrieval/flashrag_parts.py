@@ -9,11 +9,10 @@ import torch
 
 _torch_threads, _faiss_threads = torch.get_num_threads(), faiss.omp_get_max_threads()
 
-from flashrag.retriever.reranker import BaseReranker  # noqa: E402
 from flashrag.retriever.retriever import DenseRetriever  # noqa: E402
 from flashrag.retriever.utils import pooling, set_default_instruction  # noqa: E402
 
 torch.set_num_threads(_torch_threads)
 faiss.omp_set_num_threads(_faiss_threads)
 
-__all__ = ["BaseReranker", "DenseRetriever", "pooling", "set_default_instruction"]
+__all__ = ["DenseRetriever", "pooling", "set_default_instruction"]
