@@ -23,7 +23,7 @@ from utils.mmlu.letters import letter_metrics
 from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
 from utils.rag.metrics import ranking_metrics, relevance, text_metrics, write_qrels, write_run
 from utils.rag.prompts import RagPrompt
-from utils.rag.statistics import Interval, bootstrap
+from utils.rag.metrics import Interval, bootstrap
 from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
 from utils.store.files import atomic, file_name

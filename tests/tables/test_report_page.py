@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config import UsageError
-from utils.rag.statistics import Interval
+from utils.rag.metrics import Interval
 from utils.store.manifest import Phase
 from utils.tables.report.explorer import _roles
 from utils.tables.report.page import data_uri, phases, render

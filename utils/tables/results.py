@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from utils.classes import outcome_settings
 from utils.config import phase_arguments
 from utils.mmlu.scores import CATEGORIES, category_of
-from utils.rag.statistics import Interval, bootstrap, holm, paired_difference
+from utils.rag.metrics import Interval, bootstrap, holm, paired_difference
 from utils.store.jsonlines import read_run
 from utils.store.manifest import manifest_path, read_manifest
 from utils.tables.experiment import Table, label

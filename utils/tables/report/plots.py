@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.mmlu.scores import CATEGORIES
-from utils.rag.statistics import Interval
+from utils.rag.metrics import Interval
 from utils.tables.experiment import WEIGHT
 from utils.tables.results import FilledTable, Results
 
