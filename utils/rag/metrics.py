@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from utils.retrieval.answers import MANY_ROWS, apply_rows, has_answer
+from utils.retrieval.answers import has_answer
 from utils.store.files import atomic
-from utils.store.journal import in_chunks
 from utils.store.lookup import PassageTexts
 from utils.store.rows import Candidates
 
-QUESTIONS_AT_ONCE = 2_000  # with their passages in memory
 RESAMPLES = 10_000
 EXACT = 13  # differing questions up to which all signs are tried: 2 ** 13 < RESAMPLES
 DRAWS_AT_ONCE = 4_000_000  # numbers in memory; 14,042 questions x 10,000 resamples at once would take 2 GB
@@ -32,21 +29,10 @@ def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> di
 
 def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str, dict[str, int]]:
     """Return question id -> passage id -> 1 where the passage contains an answer, as DPR counts it, else 0."""
-    import pandas
-
-    qrels: dict[str, dict[str, int]] = {}
-    with tqdm(total=len(candidates), desc="match answers", unit="question", disable=len(candidates) < MANY_ROWS) as bar:
-        for part in in_chunks(list(candidates), QUESTIONS_AT_ONCE):
-            rows = [(row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in part]
-            frame = pandas.DataFrame(rows, columns=["answers", "passages"])
-            for row, labels in zip(part, apply_rows(frame, _labels, axis=1), strict=True):
-                qrels[row.id] = dict(zip(row.passage_ids, labels, strict=True))
-            bar.update(len(part))
-    return qrels
-
-
-def _labels(row: Any) -> list[int]:
-    return [int(has_answer(row["answers"], passage)) for passage in row["passages"]]
+    return {
+        row.id: {pid: int(has_answer(row.golden_answers, texts[pid])) for pid in row.passage_ids}
+        for row in tqdm(candidates, "match answers", unit="question")
+    }
 
 
 def ranking_metrics(
