@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from utils.config import UsageError, run_main
 from utils.tables.experiment import EXPERIMENTS, Experiment, read_experiment
 from utils.tables.formats import write_tables
-from utils.tables.paper_values import compare, fill_tables
 from utils.tables.plan import Plan, Run, Step
 from utils.tables.results import Results
 
@@ -53,7 +52,7 @@ def main() -> int:
         run_all(experiment, prepare, plan.steps(runs), args.base_url)
     results = Results(plan, args.seed)
     list_missing(results, runs, prepare, args.base_url)
-    filled = fill_tables(results, tables)
+    filled = [results.fill(name, table) for name, table in tables.items()]
     for table in filled:
         for task, metric in table.dropped:
             print(f"# {table.name}: no run of {task} has '{metric}'")
@@ -62,7 +61,7 @@ def main() -> int:
     print(f"{folder}: {', '.join(tables)} as .md, .tex and .csv")
     if not args.check:
         return 0
-    lines, agree = compare(results)
+    lines, agree = results.compare()
     print("\n".join(lines))
     return 0 if agree else 1
 

@@ -132,7 +132,7 @@ def test_a_task_can_take_the_reranker_of_another_and_letters_are_graded_by_categ
 def test_a_reranker_with_settings_of_its_own_never_takes_the_profiles_folder():
     own = {"large": {"base_model": "BAAI/bge-reranker-large"}, "same": {"base_model": "BAAI/bge-reranker-base"}}
     plan = Plan(experiment(rerankers=own, tables={"t": table(rerankers=["large", "same"])}))
-    places = [str(plan.checkpoint(plan.run("nq", "a", name, "radio"))) for name in own]
+    places = [str(plan.training(plan.run("nq", "a", name, "radio")).checkpoint) for name in own]
     assert places == ["checkpoints/nq_radio_large", "checkpoints/nq_radio"]
     tuned = [" ".join(step.words) for step in plan.steps(plan.runs(plan.experiment.tables.values()))]
     assert any("--base_model BAAI/bge-reranker-large --output_dir checkpoints/nq_radio_large" in c for c in tuned)
@@ -156,15 +156,18 @@ def test_only_commands_without_an_address_are_given_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tables": {"t": table(tasks=["no"])}}, "names task 'no'"),
+        ({"tables": {"t": table(tasks=["no"])}}, "table 't': task 'no' is not under 'tasks'"),
         ({"tables": {"t": table(conditions=["w2"])}}, "condition 'w2'"),
-        ({"tables": {"t": table(generators=["z"])}}, "names generator 'z'"),
-        ({"tasks": {"nq": {"config": "profiles/nq.yaml", "reranker_task": "x"}}}, "reranker_task 'x'"),
+        ({"tables": {"t": table(generators=["z"])}}, "table 't': generator 'z' is not under 'generators'"),
+        (
+            {"tasks": {"nq": {"config": "profiles/nq.yaml", "reranker_task": "x"}}},
+            "reranker_task of 'nq': task 'x' is not under 'tasks'",
+        ),
         ({"tasks": {"nq": {"config": "profiles/nq.yaml", "flag": {}}}}, "'tasks.nq.flag'"),
         ({"tables": {}}, "'tables'"),
         ({"tables": {"t": table(baseline="oracle")}}, "baseline 'oracle' must be one of its conditions"),
-        ({"generators": {"llama:8b": {}}}, "name 'llama:8b' must consist of"),
-        ({"generators": {"a": {"stop": None}}}, "'a' has an empty value"),
+        ({"generators": {"llama:8b": {}}}, "'generators.llama:8b.[key]': String should match"),
+        ({"generators": {"a": {"stop": None}}}, "'generators.a.stop.str': Input should be a valid string"),
         ({"generators": {n: {"framework": "openai", "openai_model": "m", "base_url": n} for n in "ab"}}, "elsewhere"),
     ],
 )  # fmt: skip
@@ -188,6 +191,6 @@ def test_a_missing_experiment_names_those_there_are():
 def test_the_papers_profiles_have_their_own_training_data():
     plan = Plan(read_experiment(ROOT / "experiments/paper.yaml"))
     assert load_config("profiles/mmlu.yaml")["common"]["dataset"] == "mmlu"
-    run = plan.run("mmlu", "llama-3.1-8b", "bge-base", "radio")
-    assert str(plan.checkpoint(run)) == "checkpoints/mmlu_radio"
-    assert str(docs_path(plan.training(run))) == "dataset/mmlu/train_docs_20000.jsonl"
+    training = plan.training(plan.run("mmlu", "llama-3.1-8b", "bge-base", "radio"))
+    assert str(training.checkpoint) == "checkpoints/mmlu_radio"
+    assert str(docs_path(training.settings)) == "dataset/mmlu/train_docs_20000.jsonl"

@@ -18,9 +18,8 @@ import paper_tables as script
 from utils.classes import outcome_settings
 from utils.config import phase_arguments, run_main
 from utils.rag.metrics import bootstrap, holm, paired_difference
-from utils.tables.experiment import Experiment, read_model
+from utils.tables.experiment import Experiment, PaperValues, read_model
 from utils.tables.formats import csv_rows, latex, markdown
-from utils.tables.paper_values import PaperValues
 from utils.tables.plan import Plan
 from utils.tables.results import MANIFEST, RAG_SECTIONS, Results
 
