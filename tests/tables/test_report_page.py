@@ -26,8 +26,9 @@ PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in
 
 
 def fields(text):
-    cell = {"mean": text, "interval": text, "title": text, "paper_value": text}
-    table = {"caption": text, "labels": 1, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
+    interval = Interval(0.5, 0.4, 0.6, 50)
+    cell = Cell(None, text, text, interval, interval, 0.01, 0.02, paper_value=text)
+    table = FilledTable(text, text, f"w{text}", (text,), [(text, text)], [], [TableRow((text,), [cell])])
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
         "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],

@@ -24,7 +24,7 @@ from utils.tables.experiment import EXPERIMENTS, label, read_experiment
 from utils.tables.formats import headings, note, shown
 from utils.tables.plan import Plan, Run
 from utils.tables.report.plots import plots
-from utils.tables.results import MANIFEST, Cell, FilledTable, Results
+from utils.tables.results import MANIFEST, Results
 from utils.training.score_caches import open_cache
 
 
@@ -40,7 +40,7 @@ def write_report(profile: str, questions: int, output: Path | None, seed: int) -
     data = {
         "title": f"RADIO: {experiment.title}",
         "subtitle": f"{len(runs)} runs, seed {seed}. python paper_tables.py --profile {profile} --run",
-        "tables": [_table(table) for table in tables],
+        "tables": tables,
         "plots": plots(results, tables, explored),
         "explored": f"The first {questions} questions of each kind. Training questions have rationales.",
         **phases(plan, runs),
@@ -64,7 +64,7 @@ def render(data: dict[str, Any], explorer: dict[str, Any]) -> str:
     # "<" ends the script element if a passage holds "</script>"; its escape is the same character to JSON.
     embedded = orjson.dumps(explorer).decode().replace("<", "\\u003c")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["data_uri"] = data_uri
+    environment.globals |= {"headings": headings, "label": label, "note": note, "shown": shown, "data_uri": data_uri}
     template = environment.from_string(page)
     return template.render(**data, policy=policy, script=script, style=style, explorer=embedded)
 
@@ -72,25 +72,6 @@ def render(data: dict[str, Any], explorer: dict[str, Any]) -> str:
 def data_uri(svg: str) -> str:
     """Return an image inside the page; a picture, unlike inline SVG, runs nothing and shares no ids."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def _table(table: FilledTable) -> dict[str, Any]:
-    caption, heads = headings(table)
-    return {
-        "caption": caption,
-        "labels": len(table.label_names),
-        "heads": [*table.label_names, *heads],
-        "rows": [{"labels": row.labels, "cells": [_cell(cell, table) for cell in row.cells]} for row in table.rows],
-        "note": note(table),
-    }
-
-
-def _cell(cell: Cell, table: FilledTable) -> dict[str, str]:
-    mean, interval = shown(cell)
-    title = ""
-    if cell.difference:
-        title = f"difference to {label(table.baseline)}: {cell.difference}, p = {cell.p:.3g} (Holm)"
-    return {"mean": mean, "interval": interval, "title": title, "paper_value": cell.paper_value}
 
 
 def phases(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
