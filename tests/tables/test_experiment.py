@@ -40,25 +40,25 @@ def experiment(**changes):
 
 def commands(found):
     plan = Plan(found)
-    return [" ".join(step.words) for step in plan.steps(plan.runs(found.tables.values()))]
+    return list(map(" ".join, plan.commands(plan.runs(found.tables.values()))))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_is_sound_and_its_commands_have_flags_that_exist(name, help_of):
     found = read_experiment(ROOT / f"experiments/{name}.yaml")
     plan = Plan(found)
-    steps = plan.steps(plan.runs(found.tables.values()))
-    assert len(steps) == len(set(steps)) > 5
+    made = plan.commands(plan.runs(found.tables.values()))
+    assert len(made) == len(set(made)) > 5
     flags = {}
-    for step in steps:
-        script = next(word for word in step.words if word.endswith((".py", ".sh")))
-        flags.setdefault(script, set()).update(re.findall(r"--(\w+)", " ".join(step.words)))
+    for command in made:
+        script = next(word for word in command if word.endswith((".py", ".sh")))
+        flags.setdefault(script, set()).update(re.findall(r"--(\w+)", " ".join(command)))
     assert set(flags) >= {"llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_finetune.sh"}
     for script, used in flags.items():
         shown = help_of(script)
         assert [flag for flag in used if not re.search(rf"--{flag}\b(?!_)", shown)] == [], script
     for run in plan.runs(found.tables.values()):
-        phase_arguments(None, ["retrieval", "rag"], argv=plan.rag_step(run).words[2:])
+        phase_arguments(None, ["retrieval", "rag"], argv=plan.rag_command(run)[2:])
 
 
 def test_shared_commands_stand_once_and_before_what_needs_them():
@@ -134,23 +134,30 @@ def test_a_reranker_with_settings_of_its_own_never_takes_the_profiles_folder():
     plan = Plan(experiment(rerankers=own, tables={"t": table(rerankers=["large", "same"])}))
     places = [str(plan.training(plan.run("nq", "a", name, "radio")).checkpoint) for name in own]
     assert places == ["checkpoints/nq_radio_large", "checkpoints/nq_radio"]
-    tuned = [" ".join(step.words) for step in plan.steps(plan.runs(plan.experiment.tables.values()))]
-    assert any("--base_model BAAI/bge-reranker-large --output_dir checkpoints/nq_radio_large" in c for c in tuned)
+    found = commands(plan.experiment)
+    assert any("--base_model BAAI/bge-reranker-large --output_dir checkpoints/nq_radio_large" in c for c in found)
 
 
 def test_values_reach_the_scripts_as_they_were_written():
     flags = {"stop": ["\n", "Q:"], "quantization": "4bit", "max_tokens": 9, "use_fp16": False}
     plan = Plan(experiment(generators={"a": flags}, tables={"t": table()}))
-    words = plan.rag_step(plan.run("nq", "a", "small", "radio")).words
+    words = plan.rag_command(plan.run("nq", "a", "small", "radio"))
     args = phase_arguments(None, ["retrieval", "rag"], argv=words[2:])
     assert {key: getattr(args, key) for key in flags} == flags
 
 
 def test_only_commands_without_an_address_are_given_one():
     own = {"a": {"framework": "openai", "openai_model": "m", "base_url": "http://m/v1"}, "b": {"framework": "openai"}}
-    plan = Plan(experiment(generators=own, tables={"t": table(generators=["a", "b"], conditions=["retriever"])}))
-    steps = plan.steps(plan.runs(plan.experiment.tables.values()))
-    assert [step.asks_server for step in steps] == [False, True]
+    own |= {"c": {"framework": "hf"}}
+    tables = {"t": table(generators=list(own), conditions=["retriever", "radio"], baseline="radio")}
+    plan = Plan(experiment(generators=own, tables=tables), "http://u")
+    made = list(map(" ".join, plan.commands(plan.runs(plan.experiment.tables.values()))))
+    given = [command for command in made if command.endswith(" --base_url http://u")]
+    assert [command for command in made if "http://u" in command] == given
+    assert ["llm_generation" in command or "--run_name nq.b." in command for command in made] == [
+        command in given for command in made
+    ]
+    assert len(given) == 3
 
 
 @pytest.mark.parametrize(

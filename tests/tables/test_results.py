@@ -50,7 +50,7 @@ MADE = {"key": "k", "rows": 10, "command": "python run_rag.py", "settings": {}, 
 
 def made_with(plan, run, **changes):
     """Write the manifest that run_rag.py would have left."""
-    args = phase_arguments(None, RAG_SECTIONS, argv=plan.rag_step(run).words[2:])
+    args = phase_arguments(None, RAG_SECTIONS, argv=plan.rag_command(run)[2:])
     inputs = {str(args.rerank_model_path): "reranker-1"}
     manifest = MADE | {"settings": outcome_settings(args) | changes, "inputs": inputs}
     (plan.folder(run) / MANIFEST).write_text(json.dumps(manifest))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from utils.config import checkpoint_path, load_config, training_lines_path
 from utils.tables.experiment import FIXED_WEIGHTS, LABELS, Experiment, Table, label
 
+Command = tuple[str, ...]
 # Conditions without a reranker, and their flags of run_rag.py.
 UNRANKED: dict[str, dict[str, Any]] = {
     "closed_book": {"retrieval_topk": 0},
@@ -55,22 +56,11 @@ class Training(NamedTuple):
     tune: dict[str, Any]  # flags of run_finetune.sh
 
 
-class Step(NamedTuple):
-    """One command, and whether it asks an LLM server whose address may be given later."""
-
-    words: tuple[str, ...]
-    asks_server: bool = False
-
-    def command(self, base_url: str | None) -> list[str]:
-        """Return the words, with the server's address where it is wanted."""
-        return [*self.words, *(["--base_url", base_url] if base_url and self.asks_server else [])]
-
-
 class Plan:
-    """Runs, folders and commands of an experiment."""
+    """Runs, folders and commands of an experiment; ``base_url`` is for commands whose profile names no LLM server."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, base_url: str | None = None) -> None:
+        self.experiment, self.base_url = experiment, base_url
         self._configs = {name: load_config(task.config) for name, task in experiment.tasks.items()}
 
     def rows(self, table: Table) -> list[tuple[str, str, str]]:
@@ -122,16 +112,16 @@ class Plan:
         named = (name for name in ("radio", *FIXED_WEIGHTS) if self._weight_of(run.task, name) == run.weight)
         return label(next(named, run.condition))
 
-    def steps(self, runs: Sequence[Run]) -> list[Step]:
+    def commands(self, runs: Sequence[Run]) -> list[Command]:
         """List the commands of the runs, each once, in an order in which they can be run."""
-        steps = [step for run in runs if run.is_tuned for step in self._training_steps(run)]
+        commands = [command for run in runs if run.is_tuned for command in self._training_commands(run)]
         for run in runs:
-            steps.append(self.rag_step(run))
+            commands.append(self.rag_command(run))
             if (self._configs[run.task]["rag"] | self.experiment.tasks[run.task].flags)["answer_type"] == "letter":
-                steps.append(Step(("python", "mmlu_evaluation.py", "--run", str(self.folder(run)))))
-        return list(dict.fromkeys(steps))
+                commands.append(("python", "mmlu_evaluation.py", "--run", str(self.folder(run))))
+        return list(dict.fromkeys(commands))
 
-    def rag_step(self, run: Run) -> Step:
+    def rag_command(self, run: Run) -> Command:
         """Return the call of ``run_rag.py``."""
         task = self.experiment.tasks[run.task]
         flags: dict[str, Any] = {"run_name": run.name, **self.experiment.generators[run.generator], **task.flags}
@@ -145,19 +135,23 @@ class Plan:
             base = (profile | self.experiment.rerankers[run.reranker])["base_model"]
             flags |= {"rerank_model_path": base, "rerank_model_name": run.reranker}
         settings = self._configs[run.task]["rag"] | flags
-        return _step("run_rag.py", task.config, flags, settings["framework"] == "openai" and not settings["base_url"])
+        asks = self._address(settings) if settings["framework"] == "openai" else {}
+        return _command("run_rag.py", task.config, flags | asks)
 
-    def _training_steps(self, run: Run) -> list[Step]:
+    def _training_commands(self, run: Run) -> list[Command]:
         task, training = self._trainer(run.task), self.training(run)
         profile = self.experiment.tasks[task].config
         return [
-            _step("llm_generation.py", profile, {}, not self._configs[task]["rationale"]["base_url"]),
-            _step("dataset_generation.py", profile, {"phase": "get_docs"}),
-            _step("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "reason"}),
-            _step("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "retrieval"}),
-            _step("score_cache_to_dataset.py", profile, training.fuse),
-            _step("run_finetune.sh", profile, training.tune),
+            _command("llm_generation.py", profile, self._address(self._configs[task]["rationale"])),
+            _command("dataset_generation.py", profile, {"phase": "get_docs"}),
+            _command("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "reason"}),
+            _command("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "retrieval"}),
+            _command("score_cache_to_dataset.py", profile, training.fuse),
+            _command("run_finetune.sh", profile, training.tune),
         ]
+
+    def _address(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"base_url": self.base_url} if self.base_url and not settings["base_url"] else {}
 
     def _trainer(self, task: str) -> str:
         return self.experiment.tasks[task].reranker_task or task
@@ -168,9 +162,9 @@ class Plan:
         return FIXED_WEIGHTS[condition] if condition in FIXED_WEIGHTS else float(condition[1:])
 
 
-def _step(script: str, profile: str, flags: Mapping[str, Any], asks_server: bool = False) -> Step:
+def _command(script: str, profile: str, flags: Mapping[str, Any]) -> Command:
     words = ["sh" if script.endswith(".sh") else "python", script, "--config", profile]
     for key, value in flags.items():
         # The scripts read a list back from JSON.
         words += [f"--{key}", json.dumps(value) if isinstance(value, list) else str(value)]
-    return Step(tuple(words), asks_server)
+    return tuple(words)

@@ -116,7 +116,7 @@ class Results:
         if not all((folder / name).exists() for name in (ANSWERS, MANIFEST)):
             return None
         manifest = read_manifest(folder / MANIFEST)
-        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_step(run).words[2:])
+        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_command(run)[2:])
         changed = [key for key, value in outcome_settings(args).items() if manifest["settings"].get(key) != value]
         # A fine-tuned reranker has a manifest; one from the hub is taken by its name.
         reranker = manifest_path(Path(str(args.rerank_model_path)))
