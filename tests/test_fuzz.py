@@ -28,8 +28,7 @@ from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_r
 from utils.store.lookup import LineIndex, PassageTexts
 from utils.store.manifest import Phase, manifest_path
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
-from utils.tables.experiment import read_experiment, read_model
-from utils.tables.paper_values import PaperValues
+from utils.tables.experiment import PaperValues, read_experiment, read_model
 from utils.training.groups import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]

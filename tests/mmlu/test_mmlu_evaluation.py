@@ -12,7 +12,7 @@ from mmlu_helpers import CHOICES, fails, run, write_csv
 
 from utils.config import UsageError
 from utils.mmlu.scores import Graded, grade, score, table
-from utils.rag.statistics import RESAMPLES
+from utils.rag.metrics import RESAMPLES
 from utils.store.jsonlines import read_run
 
 

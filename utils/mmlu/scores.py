@@ -14,7 +14,7 @@ from pydantic import AliasPath, BaseModel, Field
 
 from utils.config import UsageError
 from utils.mmlu.letters import parse_letter
-from utils.rag.statistics import RESAMPLES, bootstrap
+from utils.rag.metrics import RESAMPLES, bootstrap
 from utils.store.files import atomic
 from utils.store.jsonlines import parse_row, read_run
 from utils.store.manifest import fingerprint
