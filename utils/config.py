@@ -76,6 +76,12 @@ def load_config(profile: str | None = None) -> Config:
     return config
 
 
+def script_parser(doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Return a parser that shows the script's docstring as it is written and takes no abbreviated flags."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False, **options)
+
+
 def phase_arguments(
     doc: str | None,
     sections: Sequence[str],
@@ -92,8 +98,7 @@ def phase_arguments(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="YAML", help="profile laid over utils/basic_config.yaml")
     config, basic = load_config(first.parse_known_args(argv)[0].config), load_config()
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False, parents=[first])
+    parser = script_parser(doc, parents=[first])
     parser.add_argument("--overwrite", action="store_true", help="redo the phase even if its output is finished")
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)

@@ -18,9 +18,8 @@ import os, sys, time
 from pathlib import Path
 from utils.store.files import locked
 with locked(Path(sys.argv[1])):
-    child = os.fork()  # a worker of the run, which may outlive it
-    if child:
-        print(child, flush=True)
+    if os.fork() == 0:  # a worker of the run, which may outlive it
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 

@@ -17,7 +17,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from utils.config import SECRETS, UsageError
-from utils.store.files import atomic, locked
+from utils.store.files import locked, write_file
 from utils.store.provenance import command_line, commit, machine, versions
 
 UNFINISHED = "unfinished"  # the only key of a manifest whose output is not finished: the command that makes it
@@ -127,8 +127,7 @@ class Phase:
 
     def claim(self) -> None:
         """Write a manifest before the output, so that after a kill the script knows the file as its own."""
-        with atomic(self.manifest) as handle:
-            handle.write(orjson.dumps({UNFINISHED: command_line()}))
+        write_file(self.manifest, orjson.dumps({UNFINISHED: command_line()}))
 
     def finish(
         self, rows: int, dropped: Mapping[str, int] | None = None, beside: Iterable[Path] = (), **facts: Any
@@ -156,8 +155,7 @@ class Phase:
             "commit": commit(),
             "machine": machine(),
         }
-        with atomic(self.manifest) as handle:
-            handle.write(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+        write_file(self.manifest, orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
         lost = ", ".join(f"{count} {fault}" for fault, count in dropped.items()) or "none"
         print(f"{self.output}: {rows} rows in {seconds} s; dropped: {lost}")
 
