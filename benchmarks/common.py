@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.store.provenance import commit, machine, versions  # noqa: E402
+from utils.store.manifest import commit, machine, versions  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 DATA_HINT = "make the data first: bash reproduce.sh --only_data"

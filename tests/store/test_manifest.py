@@ -12,8 +12,7 @@ from conftest import ROOT, questions, read_jsonl, write_jsonl
 
 from utils.config import UsageError
 from utils.store.files import locked
-from utils.store.manifest import Phase
-from utils.store.provenance import commit, machine, processor
+from utils.store.manifest import Phase, commit, machine, processor
 
 
 def made(path, inputs=(), settings=None, text="x"):
