@@ -6,7 +6,7 @@ from conftest import write_jsonl
 from utils.rag import metrics
 from utils.rag.metrics import relevance
 from utils.retrieval import answers
-from utils.store.lookup import PassageTexts
+from utils.store.jsonlines import PassageTexts
 from utils.store.rows import Candidates
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from utils.config import UsageError
 from utils.store.files import atomic
 from utils.store.journal import Journal
-from utils.store.jsonlines import read_jsonl, read_rows, write_lines
-from utils.store.lookup import LineIndex
+from utils.store.jsonlines import LineIndex, read_jsonl, read_rows, write_lines
 from utils.store.manifest import WHOLE_FILE_LIMIT, Phase, command_line, digest, fingerprint
 from utils.store.rows import Question
 
@@ -87,7 +86,7 @@ def test_bom_crlf_and_blank_lines_are_read(tmp_path):
     )
     rows = read_rows(path, Question)
     assert [(row.id, row.golden_answers) for row in rows] == [("1", ["a"]), ("2", ["7"])]
-    index = LineIndex(path, lambda row: str(row["id"]))
+    index = LineIndex(path)
     assert index["1"] == (f"{path}:1", GOOD)
     assert index["2"][0] == f"{path}:3"
 

@@ -179,19 +179,6 @@ def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_s
     }
 
 
-@pytest.mark.parametrize(
-    ("content", "remedy"),
-    [("id".encode("utf-16"), "UTF-16: save it as UTF-8"), (b"\x1f\x8b\x08\x00", "gunzip"),
-     (b'{"id": NaN}', "write null"), (b'{"id": "\xe4"}', "byte 8 of the line is not UTF-8")],
-)  # fmt: skip
-def test_the_commonest_faults_come_with_their_remedy(tmp_path, content, remedy):
-    from utils.store.jsonlines import read_jsonl
-
-    (tmp_path / "in.jsonl").write_bytes(content)
-    with pytest.raises(UsageError, match=remedy):
-        list(read_jsonl(tmp_path / "in.jsonl"))
-
-
 def test_numbers_as_answers_are_taken_as_they_are_written(tmp_path):
     from utils.store.rows import Question
 

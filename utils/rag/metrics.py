@@ -11,7 +11,7 @@ from tqdm import tqdm
 from utils.retrieval.answers import MANY_ROWS, apply_rows, has_answer
 from utils.store.files import atomic
 from utils.store.journal import in_chunks
-from utils.store.lookup import PassageTexts
+from utils.store.jsonlines import PassageTexts
 from utils.store.rows import Candidates
 
 QUESTIONS_AT_ONCE = 2_000  # with their passages in memory

@@ -12,8 +12,7 @@ from tqdm import tqdm
 from utils.config import UsageError
 from utils.method import SAMPLERS, passages_needed
 from utils.retrieval.answers import has_answer
-from utils.store.jsonlines import write_lines
-from utils.store.lookup import LineIndex, PassageTexts
+from utils.store.jsonlines import LineIndex, PassageTexts, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import TrainingGroup
 from utils.training.score_caches import Ranked, fused_rankings, is_published, open_cache
@@ -107,5 +106,5 @@ def _golden_answers(docs: Path) -> Callable[[str], list[str]] | None:
     """Return a function from question id to answers, none for an unknown question; None if the file is not there."""
     if not docs.exists():
         return None
-    candidates = LineIndex(docs, lambda row: str(row["id"]))
+    candidates = LineIndex(docs)
     return lambda query_id: candidates[query_id][1]["golden_answers"] if query_id in candidates else []

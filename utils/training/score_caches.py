@@ -17,8 +17,7 @@ from typing import Any
 
 from utils.config import UsageError
 from utils.method import descending, fuse
-from utils.store.jsonlines import parse_row, read_rows, write_lines
-from utils.store.lookup import LineIndex, PassageTexts
+from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, read_rows, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import Candidates, PublishedScored, Scored
 
@@ -47,7 +46,7 @@ def best_first(row: Candidates, scores: list[float]) -> Scored:
 def open_cache(path: str | os.PathLike[str], method: str) -> LineIndex:
     """Open a cache for access by question: by id in the own format, by text in the published one."""
     made_by = f"python dataset_generation.py --dataset NAME --phase generate_dataset --method {method}"
-    return LineIndex(path, lambda row: str(row["id"]) if "id" in row else row["query"], made_by)
+    return LineIndex(path, made_by)
 
 
 def is_published(cache: LineIndex) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 from utils.config import dataset_dir, docs_path
 from utils.method import descending, fuse
 from utils.rag.metrics import relevance
-from utils.store.jsonlines import parse_row, read_jsonl, read_rows
-from utils.store.lookup import LineIndex, PassageTexts, passages_path
+from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, passages_path, read_jsonl, read_rows
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
@@ -35,7 +34,7 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
     """Return training questions of a run's reranker, each with its rationale and its passages by fused score."""
     settings = plan.training(run)
     docs, folder = docs_path(settings), dataset_dir(settings)
-    texts, candidates = PassageTexts(passages_path(docs)), LineIndex(docs, lambda row: str(row["id"]))
+    texts, candidates = PassageTexts(passages_path(docs)), LineIndex(docs)
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl", "retrieval")
     scored = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
     qrels: dict[str, dict[str, int]] = {}
