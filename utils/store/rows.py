@@ -7,11 +7,6 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
 
 
-def _text(value: Any) -> Any:
-    # Answers such as 1969 and 3.5 often come without quotes.
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
 def _not_blank(value: str) -> str:
     if not value or value.isspace():
         raise ValueError("must not be blank")
@@ -22,7 +17,8 @@ def _list(value: Any) -> Any:
     return [value] if isinstance(value, (str, int, float)) else value
 
 
-Name = Annotated[str, BeforeValidator(_text), AfterValidator(_not_blank)]
+# Answers such as 1969 and 3.5 often come without quotes.
+Name = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_not_blank)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 Answers = Annotated[list[Name], BeforeValidator(_list)]
 
