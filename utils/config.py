@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,8 @@ FIELDS = {
     "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("question",),
     "rag_completion": ("reference", "question"), "rag_completion_closed_book": ("reference", "question"),
 }  # fmt: skip
-# Faults of disks, rights and paths, which a user can mend.
-MENDABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR,
-    errno.ENOTDIR,
-)  # fmt: skip
+# Faults of disks, rights and paths.
+MENDABLE = (EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)
 
 
 class UsageError(Exception):
@@ -222,7 +219,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def run_main(main: Any) -> None:
+def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and exit with its code; faults that a user can correct are shown without a traceback."""
     try:
         code = main()

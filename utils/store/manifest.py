@@ -27,9 +27,7 @@ from utils.store.files import locked, write_file
 ROOT = Path(__file__).parents[2]
 UNFINISHED = "unfinished"  # the only key of a manifest whose output is not finished: the command that makes it
 WHOLE_FILE_LIMIT = 1 << 30
-REPORTED_PACKAGES = (
-    "torch", "transformers", "flashrag-dev", "FlagEmbedding", "faiss-cpu", "faiss-gpu", "openai", "vllm",
-)  # fmt: skip
+PACKAGES = ("torch", "transformers", "flashrag-dev", "FlagEmbedding", "faiss-cpu", "faiss-gpu", "openai", "vllm")
 # What the speed of models on a CPU depends on most, by the names of these flags in /proc/cpuinfo.
 INSTRUCTION_SETS = {
     "avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-bf16", "amx_tile": "AMX", "amx_bf16": "AMX-bf16",
@@ -218,7 +216,7 @@ def command_line() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide results."""
     found = {"python": platform.python_version()}
-    for name in REPORTED_PACKAGES:
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
