@@ -70,7 +70,7 @@ def get_docs(args: argparse.Namespace) -> None:
 
 def generate_dataset(args: argparse.Namespace) -> None:
     """Score the candidates, and sample a training file from this score alone."""
-    from utils.store.lookup import passages_path
+    from utils.store.jsonlines import passages_path
     from utils.training.groups import check_sampling, write_training_file
     from utils.training.scores import retrieval_scores, score_rationales
 

@@ -15,7 +15,6 @@ ends at once if it is finished. Without it they are printed, for a job queue.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -23,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from utils.config import UsageError, run_main
+from utils.config import UsageError, run_main, script_parser
 from utils.tables.experiment import EXPERIMENTS, Experiment, read_experiment
 from utils.tables.formats import write_tables
 from utils.tables.plan import Plan, Run
@@ -32,9 +31,7 @@ from utils.tables.results import Results
 
 def main() -> int:
     """Parse the command line, run, collect, compare; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--profile", required=True, help="experiments/PROFILE.yaml")
     parser.add_argument("--tables", nargs="+", metavar="TABLE", help="only these of its tables [all]")
     parser.add_argument("--run", action="store_true", help="run the commands")

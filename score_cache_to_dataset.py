@@ -31,7 +31,7 @@ def main() -> None:
     """Parse the command line and write the training file."""
     args = phase_arguments(__doc__, ["fusion"], extra=EXTRA)
 
-    from utils.store.lookup import passages_path
+    from utils.store.jsonlines import passages_path
     from utils.training.groups import write_training_file
 
     folder = dataset_dir(args)

@@ -24,8 +24,7 @@ from utils.llm.rationales import match_rationales
 from utils.llm.types import UnusableError, read_completion
 from utils.retrieval.answers import FileReport
 from utils.store.journal import Journal
-from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_rows
-from utils.store.lookup import LineIndex, PassageTexts
+from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, read_jsonl, read_parquet, read_records, read_rows
 from utils.store.manifest import Phase, manifest_path
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
 from utils.tables.experiment import PaperValues, read_experiment, read_model
@@ -90,13 +89,13 @@ READERS = {
     ),
     "training groups": (
         lines([{"query": f"q{i}", "pos": ["p"], "neg": ["n"]} for i in range(3)]),
-        lambda path: read_rows(path, TrainingGroup, unique="query"),
+        lambda path: [parse_row(raw, TrainingGroup, f"{path}:{number}") for number, raw in read_jsonl(path)],
     ),
     "passages by id": (
         lines([{"id": "1", "contents": "x"}]),
-        lambda path: [PassageTexts(path)[key] for key in LineIndex(path, lambda row: str(row["id"]))],
+        lambda path: [PassageTexts(path)[key] for key in LineIndex(path)],
     ),
-    "index of lines": (lines(SCORED), lambda path: len(LineIndex(path, lambda row: str(row["id"])))),
+    "index of lines": (lines(SCORED), lambda path: len(LineIndex(path))),
     "score cache": (lines(SCORED), cache),
     "score cache, published format": (lines(PUBLISHED), cache),
     "check of a dataset": (lines(QUESTIONS), lambda path: list(FileReport(path).sound_rows(Passage))),

@@ -27,8 +27,7 @@ from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
 from utils.store.files import atomic, file_name
 from utils.store.journal import Journal, resume
-from utils.store.jsonlines import dump_line, read_rows, write_lines
-from utils.store.lookup import PassageTexts, passages_path
+from utils.store.jsonlines import PassageTexts, dump_line, passages_path, read_rows, write_lines
 from utils.store.manifest import Phase, digest, fingerprint
 from utils.store.rows import Candidates, Question
 

@@ -4,7 +4,7 @@ import pytest
 from conftest import write_jsonl
 
 from utils.rag.metrics import bootstrap, relevance
-from utils.store.lookup import PassageTexts
+from utils.store.jsonlines import PassageTexts
 from utils.store.rows import Candidates
 
 

@@ -241,7 +241,7 @@ BAD = {
     "other passages": ([numbered(25)], [published("q", [(f"other {i}", i) for i in range(25)])], "one cache only"),
     "nan": ([published("q", [("a", math.nan), ("b", 1.0)])], [numbered(25)], "reason.jsonl:1: not valid JSON"),
     "null score": ([{"query": "q", "content": [["a", None]]}], [numbered(25)], "reason.jsonl:1: field 'content.0.1'"),
-    "no query": ([{"content": [["a", 1.0]]}], [numbered(25)], "reason.jsonl:1: field 'query' is missing"),
+    "no query": ([{"content": [["a", 1.0]]}], [numbered(25)], "reason.jsonl:1: field 'id' or 'query' must name"),
     "no scores": ([{"query": "q", "text": "x"}], [numbered(25)], "reason.jsonl:1: field 'passage_ids'"),
     "blank passage": ([{"query": "q", "content": [["a", 1.0], [" ", 2.0]]}], [numbered(25)], "1: field 'content.1.0'"),
     "empty content": ([{"query": "q", "content": []}], [numbered(25)], "the question has no passages"),

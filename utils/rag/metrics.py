@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from utils.retrieval.answers import apply_rows, has_answer
 from utils.store.files import atomic
-from utils.store.lookup import PassageTexts
+from utils.store.jsonlines import PassageTexts
 from utils.store.rows import Candidates
 
 RESAMPLES = 10_000

@@ -13,8 +13,7 @@ from utils.config import UsageError, settings_of
 from utils.ray_engine import one_by_one
 from utils.store.files import require_file
 from utils.store.journal import Journal, in_chunks, resume
-from utils.store.jsonlines import write_lines
-from utils.store.lookup import passages_path
+from utils.store.jsonlines import passages_path, write_lines
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.store.rows import Candidates, Passage, Question
 

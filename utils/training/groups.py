@@ -19,8 +19,7 @@ from tqdm import tqdm
 from utils.config import UsageError
 from utils.method import SAMPLERS, descending, fuse, passages_needed
 from utils.retrieval.answers import has_answer
-from utils.store.jsonlines import parse_row, write_lines
-from utils.store.lookup import LineIndex, PassageTexts
+from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import PublishedScored, Scored, TrainingGroup
 
@@ -62,7 +61,7 @@ def write_training_file(
     reason, retrieval = open_cache(reason_cache, "reason"), open_cache(retrieval_cache, "retrieval")
     _, first = reason[next(iter(reason))]
     texts = PassageTexts(passages) if "passage_ids" in first else None
-    candidates = LineIndex(docs, lambda row: str(row["id"])) if docs.exists() else None
+    candidates = LineIndex(docs) if docs.exists() else None
     dropped = Counter({"questions without a rationale score": sum(key not in reason for key in retrieval)})
     facts: Counter[str] = Counter()
     rankings = tqdm(fused_rankings(reason, retrieval, weight, dropped, facts), "fuse", len(reason), unit="question")
@@ -76,7 +75,7 @@ def write_training_file(
 def open_cache(path: str | os.PathLike[str], method: str) -> LineIndex:
     """Open a cache for access by question: by id in the own format, by text in the published one."""
     made_by = f"python dataset_generation.py --dataset NAME --phase generate_dataset --method {method}"
-    return LineIndex(path, lambda row: str(row["id"]) if "id" in row else row["query"], made_by)
+    return LineIndex(path, made_by)
 
 
 class Ranked(NamedTuple):

@@ -16,8 +16,7 @@ from utils.ray_engine import MapParts, start_workers
 from utils.retrieval.encoder import Embeddings, encode_files, length_order, make_scorer, prepare_folder
 from utils.store.files import locked, reserve
 from utils.store.journal import in_chunks
-from utils.store.jsonlines import read_rows, write_lines
-from utils.store.lookup import PassageTexts, passages_path
+from utils.store.jsonlines import PassageTexts, passages_path, read_rows, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import Candidates, Rationale, Scored
 

@@ -16,8 +16,7 @@ from utils.config import UsageError, dataset_dir, docs_path
 from utils.method import descending, fuse
 from utils.retrieval.answers import has_answer
 from utils.store.files import atomic
-from utils.store.jsonlines import parse_row, read_jsonl, read_rows
-from utils.store.lookup import PassageTexts, passages_path
+from utils.store.jsonlines import PassageTexts, parse_row, passages_path, read_jsonl, read_rows
 from utils.store.manifest import UNFINISHED, manifest_path, read_manifest
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.experiment import EXPERIMENTS, label, read_experiment
