@@ -17,7 +17,7 @@ import re
 import string
 import sys
 import urllib.parse
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ BOUNDS = re.compile(r"([\[(])(-?\d+)\.\.(\d*)\] ")  # at the beginning of a comm
 # What is filled into the templates of the prompts section; rationale_system is sent as it is.
 FIELDS = {
     "rationale_user": ("question", "answers"), "rationale_completion": ("question", "answers"),
-    "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("question",),
+    "rag_system": ("reference",), "rag_system_closed_book": ("reference",),
+    "rag_user": ("reference", "question"),
     "rag_completion": ("reference", "question"), "rag_completion_closed_book": ("reference", "question"),
 }  # fmt: skip
 # Faults of disks, rights and paths, which a user can mend.
@@ -98,7 +99,7 @@ def phase_arguments(
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
     told, comments = _comments(), dict[str, str]()
-    readers: dict[Any, Any] = {bool: _boolean, list: _strings, type(None): str}
+    readers: dict[Any, Any] = {bool: _boolean, list: _strings, dict: _mapping, type(None): str}
     for section in ("common", *sections):
         group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
         for key, default in config[section].items():
@@ -160,11 +161,23 @@ def _faults(args: argparse.Namespace, comments: dict[str, str]) -> Iterator[str]
         yield "the API key holds a character that no key has; was a blank, a line break or a quotation mark copied too?"
     if url is not None and not _is_address(str(url)):
         yield f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1"
+    if fault := _request_fault(getattr(args, "request", None) or {}):
+        yield f"--request: {fault}"
     for name, text in args.prompts.items():
         if name.endswith("_user") and not (text or "").strip():
             yield f"prompts.{name} must not be blank"
         if name in FIELDS and (fault := template_fault(text or "", FIELDS[name])):
             yield f"prompts.{name}: {fault}"
+
+
+def _request_fault(changes: Mapping[str, Any]) -> str:
+    """Return why these cannot be fields of a request; empty if they can."""
+    if taken := [name for name in changes if name in ("model", "messages", "prompt", "stream")]:
+        return f"{taken[0]!r} is decided by other settings and cannot be changed here"
+    with contextlib.suppress(TypeError, ValueError):
+        if json.loads(json.dumps(changes, allow_nan=False)) == changes:
+            return ""
+    return "its fields and values must be what JSON has: texts, numbers, true, false, null, lists, mappings"
 
 
 def _within(value: Any, opening: str, least: str, most: str) -> bool:
@@ -288,6 +301,14 @@ def _strings(text: str) -> list[str]:
         if isinstance(found, list) and all(isinstance(item, str) for item in found):
             return found
     return [text]
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    with contextlib.suppress(json.JSONDecodeError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as '{{\"seed\": null}}'")
 
 
 def _boolean(text: str) -> bool:

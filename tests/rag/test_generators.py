@@ -112,6 +112,7 @@ def args(tiny_llama, tmp_path):
         model_path=str(tiny_llama),
         generator_batch_size=3,
         quantization="none",
+        request={},
         max_tokens=8,
         max_input_tokens=200,
         stop=[],
