@@ -40,7 +40,7 @@ def main() -> int:
     """Parse the command line, run one phase, and return the exit code."""
     args = phase_arguments(__doc__, ["retrieval", "get_docs", "scoring", "fusion", "engine"], extra=EXTRA)
     if args.check:
-        from utils.retrieval.checks import check_dataset
+        from utils.retrieval.answers import check_dataset
 
         return 0 if check_dataset(dataset_dir(args), Path(args.corpus_path)) else 1
     if args.phase is None:
@@ -70,10 +70,9 @@ def get_docs(args: argparse.Namespace) -> None:
 
 def generate_dataset(args: argparse.Namespace) -> None:
     """Score the candidates, and sample a training file from this score alone."""
-    from utils.store.lookup import passages_path
+    from utils.store.jsonlines import passages_path
     from utils.training.groups import check_sampling, write_training_file
-    from utils.training.rationale_scores import score_rationales
-    from utils.training.score_caches import retrieval_scores
+    from utils.training.scores import retrieval_scores, score_rationales
 
     check_sampling(args.sampling, args.fusion_topk)
     folder, docs = dataset_dir(args), docs_path(args)

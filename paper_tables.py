@@ -15,7 +15,6 @@ ends at once if it is finished. Without it they are printed, for a job queue.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -23,19 +22,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from utils.config import UsageError, run_main
+from utils.config import UsageError, run_main, script_parser
 from utils.tables.experiment import EXPERIMENTS, Experiment, read_experiment
 from utils.tables.formats import write_tables
-from utils.tables.paper_values import compare, fill_tables
-from utils.tables.plan import Plan, Run, Step
+from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
 
 
 def main() -> int:
     """Parse the command line, run, collect, compare; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--profile", required=True, help="experiments/PROFILE.yaml")
     parser.add_argument("--tables", nargs="+", metavar="TABLE", help="only these of its tables [all]")
     parser.add_argument("--run", action="store_true", help="run the commands")
@@ -50,10 +46,10 @@ def main() -> int:
     runs = plan.runs(tables.values())
     prepare = [] if args.prepared else [shlex.split(command) for command in experiment.prepare]
     if args.run:
-        run_all(experiment, prepare, plan.steps(runs), args.base_url)
+        run_all(experiment, prepare, runs, args.base_url)
     results = Results(plan, args.seed)
     list_missing(results, runs, prepare, args.base_url)
-    filled = fill_tables(results, tables)
+    filled = [results.fill(name, table) for name, table in tables.items()]
     for table in filled:
         for task, metric in table.dropped:
             print(f"# {table.name}: no run of {task} has '{metric}'")
@@ -62,24 +58,24 @@ def main() -> int:
     print(f"{folder}: {', '.join(tables)} as .md, .tex and .csv")
     if not args.check:
         return 0
-    lines, agree = compare(results)
+    lines, agree = results.compare()
     print("\n".join(lines))
     return 0 if agree else 1
 
 
-def run_all(experiment: Experiment, prepare: list[list[str]], steps: Sequence[Step], base_url: str | None) -> None:
+def run_all(experiment: Experiment, prepare: list[list[str]], runs: Sequence[Run], base_url: str | None) -> None:
     """Run every command, with the embedded LLM served to those that ask one, if the experiment wants it."""
-    for command in prepare:
-        call(command)
-    with served(experiment, steps, base_url) as url:
-        for step in steps:
-            call(step.command(url))
+    for words in prepare:
+        call(words)
+    with served(experiment, base_url) as url:
+        for command in Plan(experiment, url).commands(runs):
+            call(command)
 
 
 @contextlib.contextmanager
-def served(experiment: Experiment, steps: Sequence[Step], base_url: str | None) -> Iterator[str | None]:
+def served(experiment: Experiment, base_url: str | None) -> Iterator[str | None]:
     """Yield the address of the LLM server: the one given, or the embedded one's, started here."""
-    if base_url or not experiment.embedded_server or not any(step.asks_server for step in steps):
+    if base_url or not experiment.embedded_server:
         yield base_url
         return
     from quickstart.server import HOST, running_server
@@ -107,7 +103,7 @@ def list_missing(results: Results, runs: Sequence[Run], prepare: list[list[str]]
         return
     print(f"# {len(runs) - len(missing)} of {len(runs)} runs are finished; the others need, in this order:")
     base_url = base_url or ("$BASE_URL" if plan.experiment.embedded_server else None)
-    for command in [*prepare, *(step.command(base_url) for step in plan.steps(missing))]:
+    for command in [*prepare, *Plan(plan.experiment, base_url).commands(missing)]:
         print(shlex.join(command).replace("'$BASE_URL'", "$BASE_URL"))
     if base_url == "$BASE_URL":
         print("# BASE_URL is what python -m quickstart.server prints; --run starts it itself")

@@ -11,17 +11,14 @@ Runs that were not made are left out. The explorer shows the first --questions q
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from utils.config import UsageError, run_main
+from utils.config import UsageError, run_main, script_parser
 
 
 def main() -> None:
     """Parse the command line and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--profile", required=True, help="experiments/PROFILE.yaml")
     parser.add_argument("--questions", type=int, default=200, help="questions of each kind in the explorer [200]")
     parser.add_argument("--output", type=Path, help="[SAVE_DIR/report.html]")

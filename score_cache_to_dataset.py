@@ -5,7 +5,6 @@
 
 reads   DATA_DIR/DATASET/reason/score_cache.jsonl and DATA_DIR/DATASET/retrieval/score_cache.jsonl
 writes  DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl
-        with --publish the caches too, as score_cache.published.jsonl beside each
 
 For each question both score lists are min-max normalised over its passages and fused, weight times
 rationale plus the rest times retrieval; the best --fusion_topk are kept and sampled into lines
@@ -25,10 +24,6 @@ EXTRA: list[tuple[str, dict[str, Any]]] = [
     ("--retrieval_cache", {"help": "retrieval scores [DATA_DIR/DATASET/retrieval/score_cache.jsonl]"}),
     ("--passages", {"help": "texts of the passage ids in the caches [DATA_DIR/DATASET/train_docs_N.passages.jsonl]"}),
     ("--output", {"help": "[DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl]"}),
-    (
-        "--publish",
-        {"action": "store_true", "help": "write both caches in the published format too (about 28 times larger)"},
-    ),
 ]
 
 
@@ -36,28 +31,21 @@ def main() -> None:
     """Parse the command line and write the training file."""
     args = phase_arguments(__doc__, ["fusion"], extra=EXTRA)
 
-    from utils.store.lookup import passages_path
+    from utils.store.jsonlines import passages_path
     from utils.training.groups import write_training_file
-    from utils.training.score_caches import publish
 
     folder = dataset_dir(args)
-    reason = Path(args.reason_cache or folder / "reason/score_cache.jsonl")
-    retrieval = Path(args.retrieval_cache or folder / "retrieval/score_cache.jsonl")
-    passages = Path(args.passages or passages_path(docs_path(args)))
     write_training_file(
-        reason_cache=reason,
-        retrieval_cache=retrieval,
+        reason_cache=Path(args.reason_cache or folder / "reason/score_cache.jsonl"),
+        retrieval_cache=Path(args.retrieval_cache or folder / "retrieval/score_cache.jsonl"),
         docs=docs_path(args),
-        passages=passages,
+        passages=Path(args.passages or passages_path(docs_path(args))),
         output=Path(args.output or training_lines_path(args)),
         weight=args.reason_weight,
         sampling=args.sampling,
         topk=args.fusion_topk,
         overwrite=args.overwrite,
     )
-    if args.publish:
-        for cache in (reason, retrieval):
-            publish(cache, passages, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.store.provenance import commit, machine, versions  # noqa: E402
+from utils.config import script_parser  # noqa: E402
+from utils.store.manifest import commit, machine, versions  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 DATA_HINT = "make the data first: bash reproduce.sh --only_data"
@@ -28,7 +29,7 @@ DATA_HINT = "make the data first: bash reproduce.sh --only_data"
 
 def arguments(doc: str | None, **sizes: int) -> argparse.Namespace:
     """Parse ``--device``, ``--repeats`` and a flag for each size."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(doc)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="turns in which each way is measured [3]")
     for name, default in sizes.items():

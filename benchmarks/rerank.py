@@ -18,8 +18,11 @@ def main() -> None:
     args = arguments(__doc__, questions=40)
     import torch
 
-    from utils.rag.rerankers import LengthSortedReranker  # isort: skip (it keeps torch's threads from FlashRAG's import)
+    import utils.retrieval.retrievers  # noqa: F401  # isort: skip (it keeps torch's threads from FlashRAG's import)
     from flashrag.retriever.reranker import CrossReranker
+
+    from utils.method import descending
+    from utils.rag.rerankers import LengthSortedReranker
 
     cores = torch.get_num_threads()
 
@@ -38,14 +41,19 @@ def main() -> None:
         asked = [f"{i} {text}" for i, text in enumerate(questions(args.questions))]
         kept: dict[str, list] = {}
 
-        def rank(way: str, reranker: object, threads: int) -> None:
+        def rank_theirs(threads: int) -> None:
             torch.set_num_threads(threads)
-            kept[way] = reranker.rerank(asked, docs, topk=TOPK)[0]
+            kept["theirs"] = theirs.rerank(asked, docs, topk=TOPK)[0]
+
+        def rank_ours() -> None:
+            torch.set_num_threads(cores)
+            scores = ours.score(asked, [[doc["contents"] for doc in found] for found in docs])
+            kept["ours"] = [[row[i] for i in descending(found)] for row, found in zip(docs, scores, strict=True)]
 
         ways = {
-            "FlashRAG": lambda: rank("theirs", theirs, 1),  # one thread: what its import sets on a CPU
-            "FlashRAG with all threads": lambda: rank("theirs", theirs, cores),
-            "ours": lambda: rank("ours", ours, cores),
+            "FlashRAG": lambda: rank_theirs(1),  # one thread: what its import sets on a CPU
+            "FlashRAG with all threads": lambda: rank_theirs(cores),
+            "ours": rank_ours,
         }
         measured = side_by_side(ways, args.repeats)
     same = [

@@ -26,7 +26,7 @@ from utils.devices import select_devices
 from utils.rag.generators import LOCAL_FRAMEWORKS, make_generator
 from utils.rag.prompts import RagPrompt
 from utils.retrieval.answers import has_answer
-from utils.store.files import atomic, file_name
+from utils.store.files import file_name, write_file
 from utils.store.manifest import Phase
 
 SETTINGS = ("framework", "base_url", "quantization", "max_tokens", "max_input_tokens", "stop", "seed", "prompts")
@@ -85,8 +85,7 @@ def main() -> None:
         for row in rows:
             shares = "  ".join(f"{key} {value:6.1%}" for key, value in row.items() if key != "attack")
             print(f"  {row['attack']:10} {shares}")
-    with atomic(output) as handle:
-        handle.write(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    write_file(output, orjson.dumps(found, option=orjson.OPT_INDENT_2))
     phase.finish(len(probes) * (len(attacks) + 1))
 
 

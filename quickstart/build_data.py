@@ -19,7 +19,6 @@ docs/data.md tells what is kept and dropped, and why.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +28,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from quickstart import packaged
-from utils.config import UsageError, run_main
+from utils.config import UsageError, run_main, script_parser
 from utils.retrieval.answers import occurs, prepare
 from utils.store.jsonlines import parse_row, read_jsonl, write_lines
 from utils.store.manifest import Phase
@@ -224,9 +223,7 @@ def build(sources: dict[str, Path], sizes: Sizes, seed: int) -> dict[str, Output
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build one profile's data, unless all of it is finished."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--profile", choices=list(SIZES), default="quickstart", help="how much [quickstart]")
     told = "holds mmlu/, quickstart_*/ [quickstart: dataset; others: dataset/PROFILE]"
     parser.add_argument("--data_dir", type=Path, help=told)

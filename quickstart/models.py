@@ -12,7 +12,6 @@ Outputs: MODELS_DIR/minilm-l6 (a link to the packaged folder; a copy where links
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import filecmp
 import os
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quickstart import packaged
-from utils.config import UsageError, run_main
+from utils.config import UsageError, run_main, script_parser
 
 MODELS_DIR = Path("indexes/models")
 
@@ -91,9 +90,7 @@ def made_whole(output: Path) -> Iterator[Path]:
 
 def main() -> int:
     """Place the models and print where they are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--models_dir", type=Path, default=MODELS_DIR, help=f"folder of the names [{MODELS_DIR}]")
     parser.add_argument("--all", action="store_true", help="also minilm-l3 and smollm2-135m")
     args = parser.parse_args()

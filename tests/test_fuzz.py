@@ -22,15 +22,13 @@ from utils.llm.batch import read_state
 from utils.llm.client import retry_after
 from utils.llm.rationales import match_rationales
 from utils.llm.types import UnusableError, read_completion
-from utils.retrieval.checks import FileReport, sound_rows
+from utils.retrieval.answers import FileReport
 from utils.store.journal import Journal
-from utils.store.jsonlines import read_jsonl, read_parquet, read_records, read_rows
-from utils.store.lookup import LineIndex, PassageTexts
+from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, read_jsonl, read_parquet, read_records, read_rows
 from utils.store.manifest import Phase, manifest_path
 from utils.store.rows import Candidates, Passage, Question, Rationale, TrainingGroup
-from utils.tables.experiment import read_experiment, read_model
-from utils.tables.paper_values import PaperValues
-from utils.training.score_caches import fused_rankings, open_cache
+from utils.tables.experiment import PaperValues, read_experiment, read_model
+from utils.training.groups import fused_rankings, open_cache
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = 300  # of each of the three kinds, for each reader
@@ -52,7 +50,7 @@ RATIONALES = [row | {"reason": "because"} for row in QUESTIONS]
 
 def cache(path):
     found = open_cache(path, "reason")
-    return list(fused_rankings(found, found, 0.5, Counter()))
+    return list(fused_rankings(found, found, 0.5, Counter(), Counter()))
 
 
 def checked_as_input(path):
@@ -91,16 +89,16 @@ READERS = {
     ),
     "training groups": (
         lines([{"query": f"q{i}", "pos": ["p"], "neg": ["n"]} for i in range(3)]),
-        lambda path: read_rows(path, TrainingGroup, unique="query"),
+        lambda path: [parse_row(raw, TrainingGroup, f"{path}:{number}") for number, raw in read_jsonl(path)],
     ),
     "passages by id": (
         lines([{"id": "1", "contents": "x"}]),
-        lambda path: [PassageTexts(path)[key] for key in LineIndex(path, lambda row: str(row["id"]))],
+        lambda path: [PassageTexts(path)[key] for key in LineIndex(path)],
     ),
-    "index of lines": (lines(SCORED), lambda path: len(LineIndex(path, lambda row: str(row["id"])))),
+    "index of lines": (lines(SCORED), lambda path: len(LineIndex(path))),
     "score cache": (lines(SCORED), cache),
     "score cache, published format": (lines(PUBLISHED), cache),
-    "check of a dataset": (lines(QUESTIONS), lambda path: list(sound_rows(path, Passage, FileReport(path)))),
+    "check of a dataset": (lines(QUESTIONS), lambda path: list(FileReport(path).sound_rows(Passage))),
     "records": (json.dumps(RATIONALES).encode(), lambda path: list(read_records(path))),
     "Parquet": (parquet(RATIONALES), lambda path: list(read_parquet(path))),
     "published rationales": (

@@ -159,7 +159,7 @@ def test_yaml_makes_no_objects(run_script, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", "."])
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", ".", ""])
 def test_names_stay_below_their_folders(run_script, tmp_path, name):
     for script, flag in (("llm_generation.py", "--dataset"), ("run_rag.py", "--dataset"), ("run_rag.py", "--split")):
         result = run_script(script, flag, name, cwd=tmp_path)

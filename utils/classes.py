@@ -21,15 +21,13 @@ from utils.config import UsageError, dataset_dir, settings_of, without_secrets
 from utils.llm.types import Prompt
 from utils.mmlu.letters import letter_metrics
 from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
-from utils.rag.metrics import ranking_metrics, relevance, text_metrics, write_qrels, write_run
+from utils.rag.metrics import Interval, bootstrap, ranking_metrics, relevance, text_metrics, write_qrels, write_run
 from utils.rag.prompts import RagPrompt, check_prompts
-from utils.rag.statistics import Interval, bootstrap
 from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
 from utils.store.files import atomic, file_name
 from utils.store.journal import Journal, resume
-from utils.store.jsonlines import dump_line, read_rows, write_lines
-from utils.store.lookup import PassageTexts, passages_path
+from utils.store.jsonlines import PassageTexts, dump_line, passages_path, read_rows, write_lines
 from utils.store.manifest import Phase, digest, fingerprint
 from utils.store.rows import Candidates, Question
 
@@ -50,8 +48,6 @@ NO_GENERATOR = "none"
 def run_rag(args: argparse.Namespace) -> str:
     """Run the pipeline on a dataset's split, unless that run is finished; return what to print."""
     source = dataset_dir(args) / f"{args.split}.jsonl"
-    if not source.exists() and (splits := sorted(path.stem for path in source.parent.glob("*.jsonl"))):
-        raise UsageError(f"{source} is missing; choose another --split (there are: {', '.join(splits)})")
     dropped = Counter[str]() if args.skip_bad_rows else None
     pipeline = RagPipeline(read_rows(source, Question, limit=args.test_sample_num, dropped=dropped), args)
     settings, generator = outcome_settings(args), generator_name(args)
@@ -90,99 +86,121 @@ class RagPipeline:
         if args.framework != NO_GENERATOR and args.retrieval_topk:
             check_prompts(args.prompts)
 
-    def run(self, folder: Path) -> str:
-        """Run all stages and write the run's folder (see run_rag.py); return the metrics with their intervals."""
-        rows: list[dict[str, Any]] = [row.model_dump(exclude_none=True) for row in self.questions]
-        passages: list[list[dict[str, str]]] = [[] for _ in rows]
-        scores: dict[str, list[float]] = {}
-        if self.args.retrieval_topk:
-            retrieved = self._retrieval_path()
-            retrieve(self.questions, self.args, self.args.retrieval_topk, retrieved)
-            release_memory()
-            ranked = self._ranking_path(retrieved)
-            if reranker_name(self.args) == ORACLE:
-                self._rank_by_answers(retrieved, ranked)
-            elif ranked != retrieved:
-                self._rerank(retrieved, ranked)
-            release_memory()
-            self.facts["stages"] = {"retrieval": str(retrieved), "reranking": str(ranked)}
-            passages = self._best_passages(retrieved, ranked)
-            if self.args.answer_type == "text":
-                scores |= self._rank_quality(retrieved, ranked, folder)
-        outputs: list[dict[str, Any]] = [{"retrieval_result": found} for found in passages]
-        if self.args.framework != NO_GENERATOR:
-            generator = make_generator(self.args)
-            answers = generator.generate(self._prompts(generator, passages))
-            self.facts |= generator.facts
-            measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
-            scores |= measure(answers, [row.golden_answers for row in self.questions])
-            outputs = [output | {"pred": answer} for output, answer in zip(outputs, answers, strict=True)]
-        for i, (row, output) in enumerate(zip(rows, outputs, strict=True)):
-            row["output"] = output | {"metric_score": {name: values[i] for name, values in scores.items()}}
-        return _save(rows, {name: bootstrap(values, self.args.seed) for name, values in scores.items()}, folder)
-
-    def _rerank(self, retrieved: Path, output: Path) -> None:
-        """Sort the candidates by the reranker's scores."""
-        args = self.args
-        journal_path = output.with_suffix(".journal.jsonl")
-        inputs = [retrieved, args.rerank_model_path]
-        phase = Phase(output, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
-        if phase.is_done(args.overwrite):
-            return
-        from utils.rag.rerankers import rerank_worker  # it loads torch, which a finished stage does not need
-
-        texts = PassageTexts(passages_path(retrieved))
-        candidates = read_rows(retrieved, Candidates)
-        pairs = sum(len(row.passage_ids) for row in candidates)
-        run = start_workers(args, functools.partial(rerank_worker, without_secrets(args), pairs))
-
-        def work(chunks: Iterable[list[Candidates]]) -> Iterator[tuple[int, Any]]:
-            return run([(row, [texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)
-
-        with Journal(journal_path, made_with=phase.key) as journal:
-            resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
-            write_lines(output, (row.model_copy(update=journal[row.id]) for row in candidates))
-            phase.finish(len(candidates))
-            journal.delete()
-
-    def _rank_by_answers(self, retrieved: Path, output: Path) -> None:
-        """Put passages with an answer first, otherwise in the retriever's order: the most a reranker could do."""
-        phase = Phase(output, [retrieved], {})
-        if phase.is_done(self.args.overwrite):
-            return
-        candidates = read_rows(retrieved, Candidates)
-        qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
-
-        def ranked(row: Candidates) -> Candidates:
-            labels = qrels[row.id]
-            order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
-            return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
-
-        phase.finish(write_lines(output, map(ranked, candidates)))
-
-    def _retrieval_path(self) -> Path:
+    @functools.cached_property
+    def retrieved(self) -> Path:
+        """The file of the retriever's `Candidates`."""
         args = self.args
         questions = digest([row.model_dump() for row in self.questions])
         inputs = [fingerprint(path) for path in (args.index_path, args.corpus_path, args.retriever_path)]
         key = digest([questions, inputs, settings_of(args, *RETRIEVAL_SETTINGS, "retrieval_topk")])
         return self.stages / f"retrieve_{args.dataset}_{args.split}_{key}.jsonl"
 
-    def _ranking_path(self, retrieved: Path) -> Path:
-        """Return the file of the reranker's order; without a reranker the retrieval file itself is the ranking."""
+    @functools.cached_property
+    def ranked(self) -> Path:
+        """The file of the reranker's `Candidates`, once those of the retriever exist; without a reranker the same."""
         args, name = self.args, reranker_name(self.args)
         if name == NO_RERANKER:
-            return retrieved
+            return self.retrieved
         if name == ORACLE:
-            return retrieved.with_name(retrieved.name.replace("retrieve_", "oracle_"))
-        inputs = [fingerprint(retrieved), fingerprint(args.rerank_model_path)]
+            return self.retrieved.with_name(self.retrieved.name.replace("retrieve_", "oracle_"))
+        inputs = [fingerprint(self.retrieved), fingerprint(args.rerank_model_path)]
         key = digest([*inputs, settings_of(args, *RERANK_SETTINGS)])
         return self.stages / f"rerank_{args.dataset}_{args.split}_{key}.jsonl"
 
-    def _best_passages(self, retrieved: Path, ranked: Path) -> list[list[dict[str, str]]]:
+    @functools.cached_property
+    def texts(self) -> PassageTexts:
+        """The texts of the retrieved passages."""
+        return PassageTexts(passages_path(self.retrieved))
+
+    def run(self, folder: Path) -> str:
+        """Run all stages and write the run's folder (see run_rag.py); return the metrics with their intervals."""
+        passages: list[list[dict[str, str]]] = [[] for _ in self.questions]
+        scores: dict[str, list[float]] = {}
+        if self.args.retrieval_topk:
+            self._rank()
+            passages = self._best_passages()
+            if self.args.answer_type == "text":
+                scores |= self._rank_quality(folder)
+        rows: list[dict[str, Any]] = [question.model_dump(exclude_none=True) for question in self.questions]
+        for row, found in zip(rows, passages, strict=True):
+            row["output"] = {"retrieval_result": found}
+        if self.args.framework != NO_GENERATOR:
+            generator = make_generator(self.args)
+            answers = generator.generate(self._prompts(generator, passages))
+            self.facts |= generator.facts
+            measure = letter_metrics if self.args.answer_type == "letter" else text_metrics
+            scores |= measure(answers, [question.golden_answers for question in self.questions])
+            for row, answer in zip(rows, answers, strict=True):
+                row["output"]["pred"] = answer
+        for i, row in enumerate(rows):
+            row["output"]["metric_score"] = {name: values[i] for name, values in scores.items()}
+        return _save(rows, {name: bootstrap(values, self.args.seed) for name, values in scores.items()}, folder)
+
+    def forecast(self) -> str:
+        """Say what a server's answers would take, from rankings that are there already."""
+        if self.args.framework != "openai":
+            raise UsageError("--dry_run is for --framework openai; the others ask no server")
+        passages: list[list[dict[str, str]]] = [[] for _ in self.questions]
+        if self.args.retrieval_topk:
+            if not (self.retrieved.exists() and self.ranked.exists()):
+                raise UsageError("the rankings are not made yet: run the same with --framework none, which asks no LLM")
+            passages = self._best_passages()
+        generator = OpenAIGenerator(self.args)
+        return generator.forecast(self._prompts(generator, passages))
+
+    def _rank(self) -> None:
+        """Retrieve and rerank."""
+        retrieve(self.questions, self.args, self.args.retrieval_topk, self.retrieved)
+        release_memory()
+        if reranker_name(self.args) == ORACLE:
+            self._rank_by_answers()
+        elif self.ranked != self.retrieved:
+            self._rerank()
+        release_memory()
+        self.facts["stages"] = {"retrieval": str(self.retrieved), "reranking": str(self.ranked)}
+
+    def _rerank(self) -> None:
+        """Sort the candidates by the reranker's scores."""
+        args = self.args
+        journal_path = self.ranked.with_suffix(".journal.jsonl")
+        inputs = [self.retrieved, args.rerank_model_path]
+        phase = Phase(self.ranked, inputs, settings_of(args, *RERANK_SETTINGS), scratch=[journal_path])
+        if phase.is_done(args.overwrite):
+            return
+        from utils.rag.rerankers import rerank_worker  # it loads torch, which a finished stage does not need
+
+        candidates = read_rows(self.retrieved, Candidates)
+        pairs = sum(len(row.passage_ids) for row in candidates)
+        run = start_workers(args, functools.partial(rerank_worker, without_secrets(args), pairs))
+
+        def work(chunks: Iterable[list[Candidates]]) -> Iterator[tuple[int, Any]]:
+            return run([(row, [self.texts[pid] for pid in row.passage_ids]) for row in chunk] for chunk in chunks)
+
+        with Journal(journal_path, made_with=phase.key) as journal:
+            resume(journal, candidates, lambda row: row.id, RERANK_CHUNK, work, "rerank")
+            write_lines(self.ranked, (row.model_copy(update=journal[row.id]) for row in candidates))
+            phase.finish(len(candidates))
+            journal.delete()
+
+    def _rank_by_answers(self) -> None:
+        """Put passages with an answer first, otherwise in the retriever's order: the most a reranker could do."""
+        phase = Phase(self.ranked, [self.retrieved], {})
+        if phase.is_done(self.args.overwrite):
+            return
+        candidates = read_rows(self.retrieved, Candidates)
+        qrels = relevance(candidates, self.texts)
+
+        def ranked(row: Candidates) -> Candidates:
+            labels = qrels[row.id]
+            order = sorted(row.passage_ids, key=lambda pid: -labels[pid])
+            return row.model_copy(update={"passage_ids": order, "scores": [float(labels[pid]) for pid in order]})
+
+        phase.finish(write_lines(self.ranked, map(ranked, candidates)))
+
+    def _best_passages(self) -> list[list[dict[str, str]]]:
         """Read the best ``rerank_topk`` passages of each question."""
-        store = PassageTexts(passages_path(retrieved))
-        best = (row.passage_ids[: self.args.rerank_topk] for row in read_rows(ranked, Candidates))
-        return [[{"id": pid, "contents": store[pid]} for pid in ids] for ids in best]
+        best = (row.passage_ids[: self.args.rerank_topk] for row in read_rows(self.ranked, Candidates))
+        return [[{"id": pid, "contents": self.texts[pid]} for pid in ids] for ids in best]
 
     def _prompts(self, generator: Generator, passages: list[list[dict[str, str]]]) -> list[Prompt]:
         prompt = RagPrompt(self.args.prompts, self.args.max_input_tokens, generator.count_tokens, generator.defuse)
@@ -193,28 +211,15 @@ class RagPipeline:
             print(f"passages were trimmed in {prompt.trimmed} of {len(prompts)} prompts (--max_input_tokens)")
         return prompts
 
-    def forecast(self) -> str:
-        """Say what a server's answers would take, from rankings that are there already."""
-        if self.args.framework != "openai":
-            raise UsageError("--dry_run is for --framework openai; the others ask no server")
-        passages: list[list[dict[str, str]]] = [[] for _ in self.questions]
-        if self.args.retrieval_topk:
-            retrieved = self._retrieval_path()
-            ranked = self._ranking_path(retrieved) if retrieved.exists() else retrieved
-            if not ranked.exists():
-                raise UsageError("the rankings are not made yet: run the same with --framework none, which asks no LLM")
-            passages = self._best_passages(retrieved, ranked)
-        generator = OpenAIGenerator(self.args)
-        return generator.forecast(self._prompts(generator, passages))
-
-    def _rank_quality(self, retrieved: Path, ranked: Path, folder: Path) -> dict[str, list[float]]:
-        candidates = read_rows(retrieved, Candidates)
-        qrels = relevance(candidates, PassageTexts(passages_path(retrieved)))
+    def _rank_quality(self, folder: Path) -> dict[str, list[float]]:
+        """Write the rankings as TREC files and measure the last one, by question."""
+        candidates = read_rows(self.retrieved, Candidates)
+        qrels = relevance(candidates, self.texts)
         write_qrels(folder / "qrels.trec", qrels)
         write_run(folder / "retrieval.trec", candidates, self.args.retrieval_method)
         (folder / "rerank.trec").unlink(missing_ok=True)  # of an earlier run with this name
-        if ranked != retrieved:
-            candidates = read_rows(ranked, Candidates)
+        if self.ranked != self.retrieved:
+            candidates = read_rows(self.ranked, Candidates)
             write_run(folder / "rerank.trec", candidates, reranker_name(self.args))
         cutoffs = sorted({1, self.args.rerank_topk, self.args.retrieval_topk})
         return ranking_metrics(qrels, {row.id: row.passage_ids for row in candidates}, cutoffs)

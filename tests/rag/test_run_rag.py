@@ -154,7 +154,7 @@ def test_other_weights_in_the_generators_folder_are_another_run(rag, tmp_path, t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--split", "dev"], "dev.jsonl is missing; choose another --split (there are: test)"),
+        (["--split", "dev"], "dataset/own/dev.jsonl is missing"),
         (["--dataset", "none"], "dataset/none/test.jsonl is missing"),
         (["--rerank_model_name", "bge-reranker"], "needs --rerank_model_path"),
         (["--rerank_model_path", "nobody/nothing"], "no local folder and could not be fetched"),

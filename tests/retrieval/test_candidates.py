@@ -124,7 +124,7 @@ def test_neighbours_that_do_not_exist_are_left_out(retrieval_args, mmap):
 THREADS = """
 import faiss, torch
 before = torch.get_num_threads(), faiss.omp_get_max_threads()
-import utils.retrieval.flashrag_parts
+import utils.retrieval.retrievers
 print(before == (torch.get_num_threads(), faiss.omp_get_max_threads()), before)
 """
 

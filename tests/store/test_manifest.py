@@ -1,25 +1,40 @@
 """A phase and what lies beside its input: changed, mixed or half-made files are refused by name."""
 
-import ctypes
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, questions, read_jsonl, write_jsonl
+from conftest import questions, write_jsonl
 
 from utils.config import UsageError
 from utils.store.files import locked
-from utils.store.manifest import Phase
-from utils.store.provenance import commit, machine, processor
+from utils.store.manifest import WHOLE_FILE_LIMIT, Phase, command_line, commit, digest, fingerprint, machine, processor
 
 
 def made(path, inputs=(), settings=None, text="x"):
     path.write_text(text)
     Phase(path, inputs, settings or {}).finish(1)
     return path
+
+
+def test_a_phase_is_done_only_for_the_same_inputs_and_settings(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.write_text("1")
+    output.write_text("result")
+    assert not Phase(output, [source], {"k": 1}).is_done(overwrite=False)
+    Phase(output, [source], {"k": 1}).finish(3, {"bad rows": 2, "none": 0})
+    assert "3 rows" in capsys.readouterr().out
+    assert Phase(output, [source], {"k": 1}).is_done(overwrite=False)
+    assert not Phase(output, [source], {"k": 1}).is_done(overwrite=True)
+    assert not Phase(output, [source], {"k": 2}).is_done(overwrite=False)
+    assert "made with other k" in capsys.readouterr().err
+    source.write_text("2")
+    assert not Phase(output, [source], {"k": 1}).is_done(overwrite=False)
+    manifest = json.loads((tmp_path / "out.manifest.json").read_text())
+    assert manifest["dropped"] == {"bad rows": 2}
+    assert {"command", "settings", "inputs", "output_sha256", "versions", "seconds"} <= manifest.keys()
 
 
 def test_an_input_that_changed_after_it_was_made_is_refused_with_the_command(tmp_path):
@@ -83,15 +98,83 @@ def test_an_output_that_is_being_made_is_no_input_yet(tmp_path):
         Phase(tmp_path / "out", [output], {})
 
 
-def test_what_a_killed_process_left_aside_is_removed(tmp_path):
-    from utils.store.jsonlines import write_lines
+def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
+    """The kill came between the manifest and the removal; a run that is at work keeps what is its."""
+    output, journal, folder = tmp_path / "out.jsonl", tmp_path / "out.journal.jsonl", tmp_path / "out.shards"
+    output.write_text("{}")
+    phase = Phase(output, [], {}, scratch=[journal, folder, tmp_path / "never made"])
+    phase.finish(1)
+    folder.mkdir()
+    journal.write_text("left")
+    (folder / "0.npy").write_text("left")
+    with locked(journal), locked(folder):
+        assert phase.is_done(overwrite=False)
+        assert journal.exists()
+        assert folder.exists()
+    assert phase.is_done(overwrite=False)
+    assert not journal.exists()
+    assert not folder.exists()
 
-    gone, other = tmp_path / ".out.999999999.part", tmp_path / ".other.999999999.part"
-    here = tmp_path / f".out.{os.getppid()}.part"
-    for path in (gone, other, here):
-        path.write_text("half")
-    write_lines(tmp_path / "out", [{"a": 1}])
-    assert sorted(os.listdir(tmp_path)) == sorted([here.name, other.name, "out"])
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_that_the_output_could_not_take_is_refused_before_the_work(tmp_path, folder):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    taken, message = ("file", "a file, but a folder") if folder else ("folder", "a folder, but a file")
+    with pytest.raises(UsageError, match=f"{taken} is {message} is to be made there"):
+        Phase(tmp_path / taken, [], {}, folder=folder)
+    with pytest.raises(UsageError, match=r"file is a file, but a folder is to be made there; .* for .*file/a/b"):
+        Phase(tmp_path / "file/a/b", [], {}, folder=folder)
+    Phase(tmp_path / "folder/a/b", [], {}, folder=folder)
+
+
+def test_a_file_that_is_changed_between_two_phases_stops_the_second(run_script, llm_server, tmp_path):
+    """Through the scripts: rationales, edited by hand, then scored."""
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(3))
+    url = llm_server().base_url
+    flags = ["--dataset", "own"]
+    assert run_script("llm_generation.py", *flags, "--base_url", url, cwd=tmp_path).returncode == 0
+    docs = tmp_path / "dataset/own/train_docs_20000.jsonl"
+    write_jsonl(docs, [row | {"passage_ids": ["p"], "scores": [1.0]} for row in questions(3)])
+    write_jsonl(docs.with_suffix(".passages.jsonl"), [{"id": "p", "contents": "t"}])
+    reasons = tmp_path / "dataset/own/reason/train_with_reason.jsonl"
+    reasons.write_text(reasons.read_text().replace("because", "be cause"))
+    scoring = ["dataset_generation.py", *flags, "--phase=generate_dataset", "--method=reason"]
+    result = run_script(*scoring, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "train_with_reason.jsonl is not what" in result.stderr
+    assert "python llm_generation.py --dataset own --base_url" in result.stderr
+
+
+def test_fingerprints_follow_content(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a").write_text("1")
+    before = fingerprint(tmp_path / "d")
+    (tmp_path / "d/a").write_text("2")
+    assert fingerprint(tmp_path / "d") != before
+    assert fingerprint("org/model") == "name:org/model"
+    big = tmp_path / "big"
+    with open(big, "wb") as handle:
+        handle.truncate(WHOLE_FILE_LIMIT + 5)
+    sparse = fingerprint(big)
+    with open(big, "r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        handle.write(b"x")
+    assert fingerprint(big) != sparse
+
+
+def test_digest_ignores_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"b": [2, 1], "a": 1})
+
+
+def test_secrets_stay_out_of_manifests(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--api_key", "canary1", "--api_key=canary2", "--model", "m"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert command_line() == "python x.py --model m"
+    output = tmp_path / "out"
+    output.write_text("x")
+    Phase(output, [], {"api_key": "canary3", "k": 1}).finish(1)
+    assert "canary" not in (tmp_path / "out.manifest.json").read_text()
 
 
 def test_manifests_tell_where_a_result_comes_from(tmp_path):
@@ -132,144 +215,3 @@ def test_benchmarks_tell_the_machine_as_manifests_do(tmp_path, monkeypatch, caps
     found = json.loads((tmp_path / "results/some.json").read_text())
     assert (found["machine"], found["seconds"]) == (machine(), 1.235)
     assert processor(Path("/proc/cpuinfo")) in found["machine"]
-
-
-def test_a_file_that_is_changed_between_two_phases_stops_the_second(run_script, llm_server, tmp_path):
-    """Through the scripts: rationales, edited by hand, then scored."""
-    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(3))
-    url = llm_server().base_url
-    flags = ["--dataset", "own"]
-    assert run_script("llm_generation.py", *flags, "--base_url", url, cwd=tmp_path).returncode == 0
-    docs = tmp_path / "dataset/own/train_docs_20000.jsonl"
-    write_jsonl(docs, [row | {"passage_ids": ["p"], "scores": [1.0]} for row in questions(3)])
-    write_jsonl(docs.with_suffix(".passages.jsonl"), [{"id": "p", "contents": "t"}])
-    reasons = tmp_path / "dataset/own/reason/train_with_reason.jsonl"
-    reasons.write_text(reasons.read_text().replace("because", "be cause"))
-    scoring = ["dataset_generation.py", *flags, "--phase=generate_dataset", "--method=reason"]
-    result = run_script(*scoring, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "train_with_reason.jsonl is not what" in result.stderr
-    assert "python llm_generation.py --dataset own --base_url" in result.stderr
-
-
-BAD = [b'{"id": "x", "question"\n', b"[1]\n", b'{"id": "y", "question": "q"}\n', b'{"id": "z\xff"}\n', b'{"id": NaN}\n']
-
-
-def test_bad_rows_are_left_out_and_counted_if_the_user_says_so(run_script, llm_server, tmp_path):
-    path = write_jsonl(tmp_path / "dataset/own/train.jsonl", [*questions(4), questions(2)[1]])
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n" + b"".join(BAD))
-    flags = ["llm_generation.py", "--dataset", "own", "--base_url", llm_server().base_url]
-    refused = run_script(*flags, cwd=tmp_path)
-    assert (refused.returncode, "train.jsonl:5: id 'q1' is on line 2 too" in refused.stderr) == (2, True)
-    result = run_script(*flags, "--skip_bad_rows", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    for place in (
-        "train.jsonl:5: id",
-        "train.jsonl:7: not valid JSON",
-        "train.jsonl:8: a JSON object",
-        "train.jsonl:9: field",
-    ):
-        assert place in result.stderr
-    output = tmp_path / "dataset/own/reason/train_with_reason.jsonl"
-    assert [row["id"] for row in read_jsonl(output)] == ["q0", "q1", "q2", "q3"]
-    assert json.loads(output.with_name(f"{output.name}.manifest.json").read_text())["dropped"] == {
-        "rows with a repeated id": 1,
-        "lines that are not valid JSON": 3,
-        "lines that are no JSON object": 1,
-        "rows with a wrong field": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("content", "remedy"),
-    [("id".encode("utf-16"), "UTF-16: save it as UTF-8"), (b"\x1f\x8b\x08\x00", "gunzip"),
-     (b'{"id": NaN}', "write null"), (b'{"id": "\xe4"}', "byte 8 of the line is not UTF-8")],
-)  # fmt: skip
-def test_the_commonest_faults_come_with_their_remedy(tmp_path, content, remedy):
-    from utils.store.jsonlines import read_jsonl
-
-    (tmp_path / "in.jsonl").write_bytes(content)
-    with pytest.raises(UsageError, match=remedy):
-        list(read_jsonl(tmp_path / "in.jsonl"))
-
-
-def test_numbers_as_answers_are_taken_as_they_are_written(tmp_path):
-    from utils.store.rows import Question
-
-    row = Question.model_validate({"id": 7, "question": "q", "golden_answers": [1969, 3.5, "x"]})
-    assert (row.id, row.golden_answers) == ("7", ["1969", "3.5", "x"])
-
-
-def test_a_line_of_many_megabytes_is_read(tmp_path):
-    from utils.store.jsonlines import read_rows
-    from utils.store.rows import Passage
-
-    path = write_jsonl(tmp_path / "in.jsonl", [{"id": "1", "contents": "x" * 30_000_000}, {"id": "2", "contents": "y"}])
-    assert [len(row.contents) for row in read_rows(path, Passage)] == [30_000_000, 1]
-
-
-def test_too_small_a_disk_is_told_before_the_work(tmp_path, monkeypatch):
-    import shutil
-    from collections import namedtuple
-
-    from utils.store.files import require_space
-
-    require_space(tmp_path / "not/yet", 1000, "a file")
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 999))
-    with pytest.raises(UsageError, match=r"a file will take about 2\.00 GB, but .* has 0\.00 GB left"):
-        require_space(tmp_path / "not/yet", 2e9, "a file")
-
-
-def without_roots_override():
-    """As any other user: Linux lets root write wherever it likes (CAP_DAC_OVERRIDE)."""
-    ctypes.CDLL(None).prctl(24, 1)
-
-
-def test_a_read_only_folder_leaves_the_old_output_and_a_plain_message(llm_server, tmp_path):
-    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(2))
-    folder = tmp_path / "dataset/own/reason"
-    folder.mkdir()
-    (folder / "train_with_reason.jsonl").write_text("old")
-    folder.chmod(0o555)
-    result = subprocess.run(
-        [sys.executable, ROOT / "llm_generation.py", "--dataset", "own", "--base_url", llm_server().base_url],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=without_roots_override,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    folder.chmod(0o755)
-    assert result.returncode == 2, result.stderr
-    assert "Permission denied" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert (folder / "train_with_reason.jsonl").read_text() == "old"
-    assert os.listdir(folder) == ["train_with_reason.jsonl"]
-
-
-def test_what_a_kill_left_is_swept_once_the_output_is_found_finished(tmp_path):
-    """The kill came between the manifest and the removal; a run that is at work keeps what is its."""
-    output, journal, folder = tmp_path / "out.jsonl", tmp_path / "out.journal.jsonl", tmp_path / "out.shards"
-    output.write_text("{}")
-    phase = Phase(output, [], {}, scratch=[journal, folder, tmp_path / "never made"])
-    phase.finish(1)
-    folder.mkdir()
-    journal.write_text("left")
-    (folder / "0.npy").write_text("left")
-    with locked(journal), locked(folder):
-        assert phase.is_done(overwrite=False)
-        assert journal.exists()
-        assert folder.exists()
-    assert phase.is_done(overwrite=False)
-    assert not journal.exists()
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("folder", [False, True])
-def test_a_place_that_the_output_could_not_take_is_refused_before_the_work(tmp_path, folder):
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "folder").mkdir()
-    taken, message = ("file", "a file, but a folder") if folder else ("folder", "a folder, but a file")
-    with pytest.raises(UsageError, match=f"{taken} is {message} is to be made there"):
-        Phase(tmp_path / taken, [], {}, folder=folder)
-    with pytest.raises(UsageError, match=r"file is a file, but a folder is to be made there; .* for .*file/a/b"):
-        Phase(tmp_path / "file/a/b", [], {}, folder=folder)
-    Phase(tmp_path / "folder/a/b", [], {}, folder=folder)

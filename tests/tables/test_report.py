@@ -93,16 +93,16 @@ def test_the_same_runs_give_the_same_page(made, run_script):
 def test_tables_plots_and_phases_are_there(made):
     text = made.read_text()
     assert text.count('<img alt="') == 2
-    assert "Rank of the first passage with an answer, own" in text
+    assert "Answer recall by rank, own" in text
     assert "Scores of the candidates, own: training" in text
     for script in ("dataset_generation.py get_docs", "dataset_generation.py generate_dataset reason", "run_rag.py"):
         assert f">{script}<" in text
 
 
 def test_without_runs_the_command_is_told(run_script, tmp_path):
-    (tmp_path / "experiments").mkdir()
-    shutil.copy(ROOT / "experiments/paper.yaml", tmp_path / "experiments/own.yaml")
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    for name in ("experiments", "profiles"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "experiments/paper.yaml").rename(tmp_path / "experiments/own.yaml")
     result = run_script("report.py", "--profile", "own", cwd=tmp_path)
     assert result.returncode == 2
     assert "python paper_tables.py --profile own --run" in result.stderr

@@ -13,18 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config import UsageError
-from utils.rag.statistics import Interval
+from utils.rag.metrics import Interval
 from utils.store.manifest import Phase
-from utils.tables.report.explorer import _roles
-from utils.tables.report.page import data_uri, phases, render
-from utils.tables.report.plots import (
-    RANK_BINS,
-    category_bars,
-    first_answer_ranks,
-    rank_shares,
-    score_distributions,
-    weight_sweep,
-)
+from utils.tables.report.page import _roles, data_uri, phases, render
+from utils.tables.report.plots import recall, recall_by_rank, score_distributions, weight_sweep
 from utils.tables.results import Cell, FilledTable, TableRow
 
 HOSTILE = st.text(min_size=1, max_size=30) | st.sampled_from(
@@ -34,8 +26,9 @@ PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in
 
 
 def fields(text):
-    cell = {"mean": text, "interval": text, "title": text, "paper_value": text}
-    table = {"caption": text, "labels": 1, "heads": [text], "note": text, "rows": [{"labels": [text], "cells": [cell]}]}
+    interval = Interval(0.5, 0.4, 0.6, 50)
+    cell = Cell(None, text, text, interval, interval, 0.01, 0.02, paper_value=text)
+    table = FilledTable(text, text, f"w{text}", (text,), [(text, text)], [], [TableRow((text,), [cell])])
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
         "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],
@@ -78,9 +71,9 @@ def table(*rows):
     return FilledTable("t", "c", "base", ("condition",), [("nq", "mrr"), ("nq", "em")], [], list(rows))
 
 
-def row(condition, mean, metrics=("mrr", "em")):
-    cells = [Cell(None, condition, metric, Interval(mean, mean - 0.1, mean + 0.1, 50)) for metric in metrics]
-    return TableRow("g", "r", (condition,), cells)
+def row(condition, mean):
+    cells = [Cell(None, condition, metric, Interval(mean, mean - 0.1, mean + 0.1, 50)) for metric in ("mrr", "em")]
+    return TableRow((condition,), cells)
 
 
 def test_a_sweep_is_drawn_from_three_weights_on_and_the_same_each_time():
@@ -90,24 +83,15 @@ def test_a_sweep_is_drawn_from_three_weights_on_and_the_same_each_time():
     assert "weight of the rationale score" in drawn
     assert data_uri(drawn).startswith("data:image/svg+xml;base64,")
     assert weight_sweep(table(*rows[:2])) is None
-    assert weight_sweep(table(*rows[:2], TableRow("g", "r", ("w1",), [Cell(None, "w1", "mrr")] * 2))) is None
+    assert weight_sweep(table(*rows[:2], TableRow(("w1",), [Cell(None, "w1", "mrr")] * 2))) is None
 
 
-def test_categories_are_drawn_where_there_are_any():
-    columns = [("mmlu", "STEM"), ("mmlu", "Humanities"), ("mmlu", "em")]
-    filled = FilledTable("t", "c", "base", ("condition",), columns, [], [row("base", 0.5, [m for _, m in columns])])
-    assert "Humanities" in category_bars(filled)
-    assert category_bars(table(row("base", 0.5))) is None
-
-
-def test_every_question_has_its_place_among_the_ranks():
-    found = rank_shares([1, 1 / 2, 1 / 4, 1 / 5, 1 / 6, 1 / 20, 1 / 21, 1 / 150, 0, 0])
-    assert {name: share * 10 for name, share in found.items() if share} == {
-        "1": 1, "2": 1, "4-5": 2, "6-10": 1, "11-20": 1, "over 20": 2, "none": 2,
-    }  # fmt: skip
-    drawn = first_answer_ranks({"base": [1, 1 / 150], "radio": [0, 0]})
-    assert [name for name in RANK_BINS if f">{name}</text>" in drawn] == ["1", "over 20", "none"]
-    assert first_answer_ranks({}) is None
+def test_recall_counts_every_question_up_to_the_last_first_answer():
+    assert recall([1, 1 / 2, 1 / 4, 1 / 49, 0]) == [0.2, 0.4, 0.4] + [0.6] * 45 + [0.8]
+    assert recall([0, 0]) == []
+    drawn = recall_by_rank({"base": [1, 1 / 150], "radio": [0, 0]})
+    assert ">base</text>" in drawn
+    assert recall_by_rank({"base": [0, 0]}) is recall_by_rank({}) is None
 
 
 def test_score_distributions_need_candidates():
@@ -134,8 +118,9 @@ def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_pat
         phase = Phase(path, [], {})
         phase.claim() if "dev" in name else phase.finish(3)
     plan = SimpleNamespace(
-        training=lambda run: SimpleNamespace(data_dir=tmp_path, dataset="data"),
-        checkpoint=lambda run: tmp_path / "no",
+        training=lambda run: SimpleNamespace(
+            settings=SimpleNamespace(data_dir=tmp_path, dataset="data"), checkpoint=tmp_path / "no"
+        ),
         folder=lambda run: run.folder,
     )
     runs = [SimpleNamespace(is_tuned=True, folder=tmp_path / "run")]

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 import paper_tables as script
 from utils.classes import outcome_settings
 from utils.config import phase_arguments, run_main
-from utils.rag.statistics import bootstrap, holm, paired_difference
-from utils.tables.experiment import Experiment, read_model
+from utils.rag.metrics import bootstrap, holm, paired_difference
+from utils.tables.experiment import Experiment, PaperValues, read_model
 from utils.tables.formats import csv_rows, latex, markdown
-from utils.tables.paper_values import PaperValues
 from utils.tables.plan import Plan
 from utils.tables.results import MANIFEST, RAG_SECTIONS, Results
 
@@ -51,7 +50,7 @@ MADE = {"key": "k", "rows": 10, "command": "python run_rag.py", "settings": {}, 
 
 def made_with(plan, run, **changes):
     """Write the manifest that run_rag.py would have left."""
-    args = phase_arguments(None, RAG_SECTIONS, argv=plan.rag_step(run).words[2:])
+    args = phase_arguments(None, RAG_SECTIONS, argv=plan.rag_command(run)[2:])
     inputs = {str(args.rerank_model_path): "reranker-1"}
     manifest = MADE | {"settings": outcome_settings(args) | changes, "inputs": inputs}
     (plan.folder(run) / MANIFEST).write_text(json.dumps(manifest))

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.llm.types import NO_LIMIT, Request, Server, UnusableError, most_tokens, read_completion
+from utils.llm.types import (
+    NO_LIMIT,
+    Request,
+    Server,
+    UnusableError,
+    answer_of,
+    is_cut_off,
+    most_tokens,
+    read_completion,
+)
 from utils.store.journal import Journal, Records
 
 MILLION = 1_000_000
@@ -141,6 +150,18 @@ class Outcome:
         self.answered += 1
         for kind in self.usage:
             self.usage[kind] += answer[kind]
+
+
+def unfinished(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the answers that are empty or cut off, for the manifest, and say so if there are any."""
+    cut_off = [record for record in records if is_cut_off(record)]
+    empty = sum(not answer_of(record) for record in records)
+    blank = sum(not answer_of(record) for record in cut_off)
+    if cut_off:
+        print(f"{len(cut_off)} of {len(records)} answers were cut off, {blank} before any answer (--max_tokens)")
+    if empty - blank:
+        print(f"{empty - blank} of {len(records)} answers are empty")
+    return {"cut-off answers": len(cut_off), "empty answers": empty}
 
 
 def forecast(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
-from pydantic import BaseModel, Field
+from pydantic import AliasPath, BaseModel, Field
 
 from utils.config import UsageError
 from utils.mmlu.letters import parse_letter
-from utils.rag.statistics import RESAMPLES, bootstrap
+from utils.rag.metrics import RESAMPLES, bootstrap
 from utils.store.files import atomic
 from utils.store.jsonlines import parse_row, read_run
 from utils.store.manifest import fingerprint
-from utils.store.rows import Name
 
 CATEGORIES = ("STEM", "Humanities", "Social Sciences", "Other")
 # The groups of the benchmark's authors, except that anatomy, which they put under Other, is STEM here, as in the
@@ -80,36 +80,24 @@ class Graded(NamedTuple):
     correct: bool
 
 
-class _Metadata(BaseModel):
-    subject: str
-
-
-class _Output(BaseModel):
-    pred: str
-
-
 class _Answered(BaseModel):
-    id: Name
     golden_answers: Annotated[list[Literal["A", "B", "C", "D"]], Field(min_length=1)]
-    metadata: _Metadata
-    output: _Output
+    subject: Annotated[str, Field(validation_alias=AliasPath("metadata", "subject"))]
+    pred: Annotated[str, Field(validation_alias=AliasPath("output", "pred"))]
 
 
 def grade(rows: Iterable[Any], path: Path, made_by: str) -> list[Graded]:
     """Compare the letter of each prediction with the gold letter; an error names the row, its id and what to run."""
-    graded, seen = [], set()
+    graded = []
     for number, raw in enumerate(rows, 1):
         where = f"{path}, row {number}" + (f" (id {raw.get('id')})" if isinstance(raw, dict) else "")
         try:
             row = parse_row(raw, _Answered, where)
         except UsageError as error:
             raise UsageError(f"{error}; answer mmlu_preprocess.py's questions with: {made_by} --overwrite") from None
-        if row.id in seen:
-            raise UsageError(f"{where}: an earlier row has this id; run: {made_by} --overwrite")
-        seen.add(row.id)
-        category_of(row.metadata.subject, f"{where}: field 'metadata.subject': ")
-        letter = parse_letter(row.output.pred)
-        graded.append(Graded(row.metadata.subject, letter is not None, letter in row.golden_answers))
+        category_of(row.subject, f"{where}: field 'metadata.subject': ")
+        letter = parse_letter(row.pred)
+        graded.append(Graded(subject_name(row.subject), letter is not None, letter in row.golden_answers))
     return graded
 
 
@@ -118,30 +106,34 @@ def score(graded: Iterable[Graded], seed: int) -> dict[str, Any]:
 
     An answer without a letter counts as wrong; without questions ``em`` is None.
     """
-    by_subject: dict[str, list[Graded]] = {}
     by_category: dict[str, list[Graded]] = {category: [] for category in CATEGORIES}
+    by_subject: dict[str, list[Graded]] = defaultdict(list)
     for row in graded:
-        by_category[category_of(row.subject)].append(row)
-        by_subject.setdefault(subject_name(row.subject), []).append(row)
-    subjects = {name: _summary(rows) for name, rows in sorted(by_subject.items())}
-
-    def with_interval(rows: Sequence[Graded]) -> dict[str, Any]:
-        found = bootstrap([row.correct for row in rows], seed) if rows else None
-        return _summary(rows) | {"interval": [found.low, found.high] if found and found.low is not None else None}
-
-    means = [summary["em"] for summary in subjects.values()]
+        by_category[CATEGORY[row.subject]].append(row)
+        by_subject[row.subject].append(row)
+    everyone = [row for rows in by_category.values() for row in rows]
+    subjects = {name: {"category": CATEGORY[name], **_summary(rows)} for name, rows in sorted(by_subject.items())}
     return {
-        "categories": {category: with_interval(rows) for category, rows in by_category.items()},
-        "overall": with_interval([row for rows in by_category.values() for row in rows]),
-        "macro": {"em": sum(means) / len(means) if means else None, "subjects": len(means)},
-        "subjects": {name: {"category": CATEGORY[name], **summary} for name, summary in subjects.items()},
+        "categories": {category: _with_interval(rows, seed) for category, rows in by_category.items()},
+        "overall": _with_interval(everyone, seed),
+        "macro": {"em": _mean([subject["em"] for subject in subjects.values()]), "subjects": len(subjects)},
+        "subjects": subjects,
         "bootstrap": {"seed": seed, "resamples": RESAMPLES},
     }
 
 
 def _summary(rows: Sequence[Graded]) -> dict[str, Any]:
-    correct, unparsable = sum(row.correct for row in rows), sum(not row.parsed for row in rows)
-    return {"em": correct / len(rows) if rows else None, "correct": correct, "n": len(rows), "unparsable": unparsable}
+    correct, unparsable = [row.correct for row in rows], sum(not row.parsed for row in rows)
+    return {"em": _mean(correct), "correct": sum(correct), "n": len(rows), "unparsable": unparsable}
+
+
+def _with_interval(rows: Sequence[Graded], seed: int) -> dict[str, Any]:
+    found = bootstrap([row.correct for row in rows], seed) if rows else None
+    return _summary(rows) | {"interval": [found.low, found.high] if found and found.low is not None else None}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def table(scores: dict[str, Any]) -> str:

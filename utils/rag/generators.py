@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,8 @@ from utils.config import UsageError
 from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
-from utils.llm.cost import Budget, forecast
-from utils.llm.types import (
-    Prompt,
-    Request,
-    Server,
-    answer_in,
-    answer_of,
-    characters,
-    is_cut_off,
-    opened_thoughts,
-    request,
-)
+from utils.llm.cost import Budget, forecast, unfinished
+from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, characters, opened_thoughts, request
 from utils.rag.prompts import defused, token_ids, without_control
 from utils.ray_engine import one_by_one
 from utils.store.files import file_name
@@ -275,18 +265,6 @@ def make_generator(args: argparse.Namespace) -> Generator:
     if args.quantization != "none" and args.framework != "hf":
         raise UsageError("--quantization is for --framework hf")
     return LOCAL_FRAMEWORKS[args.framework](args)
-
-
-def unfinished(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Count the answers that are empty or cut off, for the manifest, and say so if there are any."""
-    cut_off = [record for record in records if is_cut_off(record)]
-    empty = sum(not answer_of(record) for record in records)
-    blank = sum(not answer_of(record) for record in cut_off)
-    if cut_off:
-        print(f"{len(cut_off)} of {len(records)} answers were cut off, {blank} before any answer (--max_tokens)")
-    if empty - blank:
-        print(f"{empty - blank} of {len(records)} answers are empty")
-    return {"cut-off answers": len(cut_off), "empty answers": empty}
 
 
 def quantisation(kind: str) -> Any:

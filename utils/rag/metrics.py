@@ -1,20 +1,21 @@
-"""Scores of answers (the metric in open_qa/) and of rankings (ir_measures, TREC's file formats)."""
+"""Scores of answers and rankings, one per question; their means with intervals, and tested differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from utils.retrieval.answers import MANY_ROWS, apply_rows, has_answer
+from utils.retrieval.answers import apply_rows, has_answer
 from utils.store.files import atomic
-from utils.store.journal import in_chunks
-from utils.store.lookup import PassageTexts
+from utils.store.jsonlines import PassageTexts
 from utils.store.rows import Candidates
 
-QUESTIONS_AT_ONCE = 2_000  # with their passages in memory
+RESAMPLES = 10_000
+EXACT = 13  # differing questions up to which all signs are tried: 2 ** 13 < RESAMPLES
+DRAWS_AT_ONCE = 4_000_000  # numbers in memory; 14,042 questions x 10,000 resamples at once would take 2 GB
 
 
 def text_metrics(predictions: Sequence[str], answers: Sequence[list[str]]) -> dict[str, list[float]]:
@@ -30,19 +31,17 @@ def relevance(candidates: Sequence[Candidates], texts: PassageTexts) -> dict[str
     """Return question id -> passage id -> 1 where the passage contains an answer, as DPR counts it, else 0."""
     import pandas
 
-    qrels: dict[str, dict[str, int]] = {}
-    with tqdm(total=len(candidates), desc="match answers", unit="question", disable=len(candidates) < MANY_ROWS) as bar:
-        for part in in_chunks(list(candidates), QUESTIONS_AT_ONCE):
-            rows = [(row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in part]
-            frame = pandas.DataFrame(rows, columns=["answers", "passages"])
-            for row, labels in zip(part, apply_rows(frame, _labels, axis=1), strict=True):
-                qrels[row.id] = dict(zip(row.passage_ids, labels, strict=True))
-            bar.update(len(part))
-    return qrels
+    if not candidates:
+        return {}
+    shown = tqdm(candidates, "read passages", unit="question")
+    rows = pandas.Series([(row.golden_answers, [texts[pid] for pid in row.passage_ids]) for row in shown])
+    labels = apply_rows(rows, _labels)
+    return {row.id: dict(zip(row.passage_ids, ones, strict=True)) for row, ones in zip(candidates, labels, strict=True)}
 
 
-def _labels(row: Any) -> list[int]:
-    return [int(has_answer(row["answers"], passage)) for passage in row["passages"]]
+def _labels(row: tuple[list[str], list[str]]) -> list[int]:
+    answers, passages = row
+    return [int(has_answer(answers, passage)) for passage in passages]
 
 
 def ranking_metrics(
@@ -50,9 +49,8 @@ def ranking_metrics(
 ) -> dict[str, list[float]]:
     """Compute answer recall (an answer within the first k), reciprocal rank and nDCG@10, one value per question.
 
-    ``qrels`` comes from `relevance`; ``ranking`` holds passage ids by question id, best first. Questions whose
-    candidates hold no answer count as 0, so that runs over the same questions compare. nDCG's ideal order is that of
-    the same candidates.
+    ``ranking`` holds passage ids by question id, best first. Questions whose candidates hold no answer count as 0, so
+    that runs over the same questions compare. nDCG's ideal order is that of the same candidates.
     """
     import ir_measures
     from ir_measures import RR, Success, nDCG
@@ -86,3 +84,65 @@ def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> None:
 def _word(name: str) -> str:
     """Join an id's words: blanks separate the columns of TREC's formats."""
     return "_".join(name.split())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` questions with its 95 % interval, or None where no interval can be given."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        between = "no interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} {between} n={self.n}"
+
+
+def bootstrap(values: Sequence[float], seed: int) -> Interval:
+    """Return the mean of at least one score per question, with a percentile bootstrap interval."""
+    import numpy as np
+    from scipy import stats
+
+    data = np.asarray(values, dtype=float)
+    # Resamples of equal values are all the same: a width of zero would claim a certainty that the data do not give.
+    if len(set(values)) < 2:
+        return Interval(float(data.mean()), None, None, len(data))
+    rng, batch = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // len(data))
+    found = stats.bootstrap((data,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=batch, rng=rng)
+    low, high = found.confidence_interval
+    return Interval(float(data.mean()), float(low), float(high), len(data))
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int) -> tuple[Interval, float]:
+    """Return the mean difference over the same questions in the same order, and its two-sided p-value.
+
+    Paired permutation test: if both systems are equally good, each question's difference could as well have the other
+    sign. All signs are tried where few questions differ, else random ones; one question that differs proves nothing.
+    """
+    import numpy as np
+    from scipy import stats
+
+    difference = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
+    interval = bootstrap(difference.tolist(), seed)
+    rest = difference[difference != 0]  # a difference of zero stays zero whatever its sign
+    if len(rest) < 2:
+        return interval, 1.0
+    if len(rest) <= EXACT:
+        test = stats.permutation_test((rest,), np.mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
+        return interval, float(test.pvalue)
+    # permutation_test draws random signs too, but ten times slower.
+    rng, batch = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // len(rest))
+    found = stats.monte_carlo_test(
+        rest, lambda size: rng.choice([-1.0, 1.0], size) * rest, np.mean,
+        vectorized=True, n_resamples=RESAMPLES - 1, batch=batch,
+    )  # fmt: skip
+    return interval, float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted so that the chance of any false discovery among them stays below the level."""
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []

@@ -1,13 +1,13 @@
-"""The cross-encoder that reranks passages, in FlashRAG's interface.
+"""The cross-encoder that reranks passages.
 
-FlagEmbedding's FlagReranker gives the same scores, but with transformers 5 it decodes and tokenises each pair
-again by itself, computes the first batch of every call twice, and takes any RuntimeError for a lack of memory.
+FlashRAG's CrossReranker cuts the longer text of a pair first, and does not keep the order of equal scores.
+FlagEmbedding's FlagReranker gives the same scores as this one, but with transformers 5 it decodes and tokenises each
+pair again by itself, computes the first batch of every call twice, and takes any RuntimeError for a lack of memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
 from utils.method import descending
 from utils.openvino_model import with_openvino
-from utils.retrieval.flashrag_parts import BaseReranker
 from utils.store.rows import Candidates
 
 
-class LengthSortedReranker(BaseReranker):
+class LengthSortedReranker:
     """Any model that transformers loads for sequence classification with one label.
 
     About ``pairs`` will be scored: on a CPU many are worth the conversion to an OpenVINO model.
@@ -30,13 +29,13 @@ class LengthSortedReranker(BaseReranker):
     def __init__(self, args: argparse.Namespace, pairs: int = 0) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        super().__init__(vars(args) | {"device": torch_device()})
-        path, trust = local_model(self.reranker_model_path), args.rerank_model_path in args.trust_remote_code
+        path, trust = local_model(args.rerank_model_path), args.rerank_model_path in args.trust_remote_code
+        self.device = torch_device()
         self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
         self.ranker: Any = pretrained(AutoModelForSequenceClassification, path, trust, num_labels=1)
         self.ranker.eval().to(self.device)
         self.max_length: int = fitting_length(args.rerank_max_length, self.tokenizer, self.ranker.config)
-        self._fits = sys.maxsize  # the largest batch, as far as is known
+        self._batch_size: int = args.rerank_batch_size  # halved where it does not fit
         self._half = half_precision() if args.use_fp16 else None
         if self._half is None:
             self.ranker = with_openvino(self.ranker, self.tokenizer, "logits", pairs)
@@ -44,21 +43,21 @@ class LengthSortedReranker(BaseReranker):
             # The last layer stays in fp32: half precision would round different scores to equal ones.
             _keep_fp32(self.ranker.classifier if hasattr(self.ranker, "classifier") else self.ranker.score)
 
-    def get_rerank_scores(self, query_list: list[str], doc_list: list[list[str]], batch_size: int) -> list[float]:
-        """Score each question with its passages; the logits come as one flat list, question by question."""
-        pairs = [(query, text) for query, texts in zip(query_list, doc_list, strict=True) for text in texts]
+    def score(self, questions: list[str], passages: list[list[str]]) -> list[list[float]]:
+        """Score each question with its passages; the logits come as one list per question."""
+        pairs = [(question, text) for question, texts in zip(questions, passages, strict=True) for text in texts]
         # The last digits of a score depend on the batch. A pair that occurs twice gets one score, or its copies
         # would be ordered by rounding and not by the retriever.
         distinct = list(dict.fromkeys(pairs))
-        scores = dict(zip(distinct, self._scores(distinct, batch_size), strict=True))
-        return [scores[pair] for pair in pairs]
+        scores = dict(zip(distinct, self._scores(distinct), strict=True))
+        return [[scores[question, text] for text in texts] for question, texts in zip(questions, passages, strict=True)]
 
-    def _scores(self, pairs: list[tuple[str, str]], batch_size: int) -> list[float]:
+    def _scores(self, pairs: list[tuple[str, str]]) -> list[float]:
         import torch
 
         if not pairs:
             return []
-        encoded = self._tokenise([query for query, _ in pairs], [passage for _, passage in pairs])
+        encoded = self._tokenise([question for question, _ in pairs], [passage for _, passage in pairs])
         order = sorted(range(len(pairs)), key=lambda i: -len(encoded["input_ids"][i]))
         scores: NDArray[np.float32] = np.empty(len(pairs), dtype=np.float32)
 
@@ -68,35 +67,16 @@ class LengthSortedReranker(BaseReranker):
             scores[batch] = self.ranker(**padded).logits.view(-1).float().cpu().numpy()
 
         with torch.inference_mode(), autocast(self._half):
-            self._fits = in_batches(order, min(batch_size, self._fits), work)
+            self._batch_size = in_batches(order, self._batch_size, work)
         return scores.tolist()
 
-    def _tokenise(self, queries: list[str], passages: list[str]) -> dict[str, list[list[int]]]:
+    def _tokenise(self, questions: list[str], passages: list[str]) -> dict[str, list[list[int]]]:
         """Tokenise pairs as FlagEmbedding trains them: the question keeps at most 3/4, then the passage is cut."""
         room = self.max_length * 3 // 4
-        cut = self.tokenizer(queries, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
-        kept = zip(cut, queries, strict=True)
-        queries = [self.tokenizer.decode(ids) if len(ids) == room else query for ids, query in kept]
-        return dict(self.tokenizer(queries, passages, truncation="only_second", max_length=self.max_length))
-
-    def score(
-        self, questions: list[str], passages: list[list[str]], batch_size: int | None = None
-    ) -> list[list[float]]:
-        """Score each question with its passages; one list per question."""
-        flat = iter(self.get_rerank_scores(questions, passages, batch_size or self.batch_size))
-        return [[next(flat) for _ in texts] for texts in passages]
-
-    def rerank(
-        self, query_list: list[str], doc_list: list[list[Any]], batch_size: int | None = None, topk: int | None = None
-    ) -> tuple[list[list[Any]], list[list[float]]]:
-        """Sort each question's passages, texts or ``{"contents": text}``, by score; equal scores keep their order."""
-        texts = [[doc if isinstance(doc, str) else doc["contents"] for doc in docs] for docs in doc_list]
-        ranked, scores = [], []
-        for docs, found in zip(doc_list, self.score(query_list, texts, batch_size), strict=True):
-            order = descending(found)[: topk or self.topk]
-            ranked.append([docs[i] for i in order])
-            scores.append([found[i] for i in order])
-        return ranked, scores
+        cut = self.tokenizer(questions, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        kept = zip(cut, questions, strict=True)
+        questions = [self.tokenizer.decode(ids) if len(ids) == room else question for ids, question in kept]
+        return dict(self.tokenizer(questions, passages, truncation="only_second", max_length=self.max_length))
 
 
 def rerank_worker(

@@ -1,4 +1,4 @@
-"""Does a passage contain an answer? The string match of open-domain question answering.
+"""Match answers to passages, and check whether a dataset is ready for the method.
 
 The rule is that of DPR (Karpukhin et al., "Dense Passage Retrieval for Open-Domain Question Answering", EMNLP 2020):
 text is NFD-normalised and split into runs of letters, digits and marks, and into single other visible characters; a
@@ -10,19 +10,26 @@ every passage in DPR.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import regex
+from tqdm import tqdm
 
+from utils.config import UsageError
 from utils.devices import usable_cores
+from utils.store.jsonlines import WRONG_FIELD, Row, checked_rows
+from utils.store.rows import Passage, Question
 
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 # A control character: no token contains it, so a match cannot begin or end inside a token. It is neither a letter nor
 # ignorable, so lower() sees where each token ends (it decides the form of the Greek sigma).
 BETWEEN = "\x1f"
-MANY_ROWS = 1_000  # from here on, several processes save more time than it takes to start them
+PASSAGES_AT_ONCE = 100_000  # in memory
+SHOWN = 5  # ids of questions without an answer
 
 
 def prepare(text: str) -> str:
@@ -62,11 +69,81 @@ def has_answer(answers: Iterable[str], passage: str) -> bool:
 
 
 def apply_rows(rows: Any, function: Callable[..., Any], **options: Any) -> Any:
-    """Apply a function to each row of a pandas Series or DataFrame, on all cores if there are many rows."""
-    if len(rows) < MANY_ROWS:
-        return rows.apply(function, **options)
+    """Apply a function to each row of a pandas Series or DataFrame, on all cores."""
     from pandarallel import pandarallel
 
     # Rows go through pipes: files in /dev/shm would outlive a kill, and containers have little room there.
     pandarallel.initialize(nb_workers=usable_cores(), use_memory_fs=False, verbose=1)
     return rows.parallel_apply(function, **options)
+
+
+def answers_found(answers: Iterable[str], passages: Iterable[Passage]) -> set[str]:
+    """Return the answers that occur in at least one passage."""
+    import ahocorasick
+    import pandas
+
+    form_of = {answer: form for answer in answers if (form := prepare(answer))}
+    # One automaton finds all answers of a passage at once: a search for each would be 100,000 per passage.
+    automaton = ahocorasick.Automaton()
+    for form in form_of.values():
+        automaton.add_word(form, form)
+    automaton.make_automaton()
+
+    def forms_in(text: str) -> set[str]:
+        return {form for _, form in automaton.iter(prepare(text))}
+
+    found: set[str] = set()
+    texts = (passage.contents for passage in passages)
+    while block := list(islice(texts, PASSAGES_AT_ONCE)):
+        if form_of:  # without an answer, the passages are read for their faults alone
+            found.update(*apply_rows(pandas.Series(block), forms_in))
+    return {answer for answer, form in form_of.items() if form in found}
+
+
+class FileReport:
+    """A file's number of sound rows, and the number and first place of each kind of fault."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, 0
+        self.faults: dict[str, tuple[int, str]] = {}
+
+    def sound_rows(self, model: type[Row]) -> Iterator[Row]:
+        """Yield the sound rows of the file, and count them and the faults of the others."""
+        for row in checked_rows(self.path, model, on_fault=self._add):
+            self.rows += 1
+            yield row
+
+    def _add(self, kind: str, error: UsageError) -> None:
+        line, _, fault = str(error).removeprefix(f"{self.path}:").partition(": ")
+        where = f"line {line} ({fault})"
+        if kind == WRONG_FIELD:  # each field is a kind of its own
+            kind, where = fault.partition(" (found")[0], f"line {line}"
+        count, first = self.faults.get(kind, (0, where))
+        self.faults[kind] = (count + 1, first)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.rows} sound rows"]
+        lines += [f"  {count} x {kind}, first at {first}" for kind, (count, first) in self.faults.items()]
+        return "\n".join(lines)
+
+
+def check_dataset(folder: Path, corpus: Path) -> bool:
+    """Print what the splits in ``data_dir/dataset`` and the corpus hold, and return whether they are free of faults.
+
+    Questions without an answer in any passage are counted too, but are no fault: no corpus has every answer.
+    """
+    splits = [path for name in ("train.jsonl", "dev.jsonl", "test.jsonl") if (path := folder / name).exists()]
+    if not splits:
+        raise UsageError(f"{folder} has none of train.jsonl, dev.jsonl, test.jsonl")
+    if not corpus.exists():
+        raise UsageError(f"corpus {corpus} is missing; give --corpus_path")
+    reports = [FileReport(path) for path in (*splits, corpus)]
+    questions = {report.path: list(report.sound_rows(Question)) for report in reports[:-1]}
+    passages = tqdm(reports[-1].sound_rows(Passage), desc="search answers", unit="passage")
+    found = answers_found({a for rows in questions.values() for q in rows for a in q.golden_answers}, passages)
+    print(*reports, sep="\n")
+    for path, rows in questions.items():
+        without = [q.id for q in rows if not found.intersection(q.golden_answers)]
+        ids = f" (ids {', '.join(without[:SHOWN])}, ...)" if without else ""
+        print(f"{path}: {len(without)} of {len(rows)} questions have no answer in any passage{ids}")
+    return not any(report.faults for report in reports)

@@ -13,8 +13,7 @@ from utils.config import UsageError, settings_of
 from utils.ray_engine import one_by_one
 from utils.store.files import require_file
 from utils.store.journal import Journal, in_chunks, resume
-from utils.store.jsonlines import write_lines
-from utils.store.lookup import passages_path
+from utils.store.jsonlines import passages_path, write_lines
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.store.rows import Candidates, Passage, Question
 
@@ -32,14 +31,9 @@ def retrieve(
     output: Path,
     dropped: Mapping[str, int] | None = None,
 ) -> None:
-    """Write each question's `Candidates` to ``output``, and the texts of their passages, once each, beside it.
+    """Write each question's `Candidates` to ``output``, and the texts of their passages, once each, to `passages_path`.
 
-    Args:
-        questions: rows to retrieve for.
-        args: the ``retrieval`` and ``engine`` sections' settings, and ``overwrite``.
-        topk: passages per question.
-        output: JSON lines; the texts go to `passages_path`.
-        dropped: rows of the questions' file that were left out, for the manifest.
+    ``dropped`` counts the rows of the questions' file that were left out, for the manifest.
     """
     check_retrieval_inputs(args)
     asked = digest([(row.id, row.question) for row in questions])
@@ -62,48 +56,44 @@ def retrieve(
     with Journal(journal_path, made_with=phase.key) as journal:
         resume(journal, questions, lambda row: row.id, at_once, one_by_one(work), "retrieve")
         rows = sorted({row for question in questions for row in journal[question.id]["rows"]})
-        ids, copy_of = write_passages(retriever, rows, output)
-        write_lines(output, (_candidates(row, **journal[row.id], ids=ids, copy_of=copy_of) for row in questions))
+        ids, hashes = write_passages(retriever, rows, output)
+        write_lines(output, (_candidates(row, **journal[row.id], ids=ids, hashes=hashes) for row in questions))
         short = sum(len(journal[question.id]["rows"]) < topk for question in questions)
         facts = {"passages": len(ids), f"questions with fewer than {topk}": short}
         phase.finish(len(questions), dropped, beside=[passages_path(output)], facts=facts)
         journal.delete()
 
 
-def write_passages(retriever: Any, rows: list[int], output: Path) -> tuple[dict[int, str], dict[int, int]]:
-    """Write the passages of corpus rows; return row -> passage id, and copy's row -> first row with an equal text."""
+def write_passages(retriever: Any, rows: list[int], output: Path) -> tuple[dict[int, str], dict[int, bytes]]:
+    """Write the passages of corpus rows; return the passage id and a hash of the text by row."""
     ids: dict[int, str] = {}
-    copy_of: dict[int, int] = {}
-    row_of: dict[bytes, int] = {}  # by a hash of the text: the texts of a million passages would take a gigabyte
+    hashes: dict[int, bytes] = {}  # the texts of a million passages would take a gigabyte
 
     def read() -> Iterator[Passage]:
         for chunk in in_chunks(rows, 1024):
             for row, passage in zip(chunk, retriever.passages(chunk), strict=True):
                 ids[row] = passage.id
-                text = hashlib.blake2b(passage.contents.encode(), digest_size=16).digest()
-                if (first := row_of.setdefault(text, row)) != row:
-                    copy_of[row] = first
+                hashes[row] = hashlib.blake2b(passage.contents.encode(), digest_size=16).digest()
                 yield passage
 
     write_lines(passages_path(output), read())
     if len(set(ids.values())) != len(ids):
         raise UsageError(f"{retriever.corpus_path} uses a passage id more than once; ids must be unique")
-    return ids, copy_of
+    return ids, hashes
 
 
 def _candidates(
-    question: Question, rows: list[int], scores: list[float], ids: Mapping[int, str], copy_of: Mapping[int, int]
+    question: Question, rows: list[int], scores: list[float], ids: Mapping[int, str], hashes: Mapping[int, bytes]
 ) -> Candidates:
     """Return the candidates of a question; passages of equal text share their best score, in corpus order.
 
     Encoded in different batches, their scores can differ in the last digits, which must not decide their order.
     """
-    best: dict[int, int] = {}  # the first row with a text -> the best rank of a passage with this text
+    best: dict[bytes, int] = {}  # rank of the first passage with a text
     for rank, row in enumerate(rows):
-        best.setdefault(copy_of.get(row, row), rank)
-    rank_of = {row: best[copy_of.get(row, row)] for row in rows}
-    ranked = sorted(rows, key=lambda row: (rank_of[row], row))
-    shared = [scores[rank_of[row]] for row in ranked]
+        best.setdefault(hashes[row], rank)
+    ranked = sorted(rows, key=lambda row: (best[hashes[row]], row))
+    shared = [scores[best[hashes[row]]] for row in ranked]
     return Candidates(**question.model_dump(), passage_ids=[ids[row] for row in ranked], scores=shared)
 
 

@@ -21,6 +21,7 @@ from utils.ray_engine import MapParts
 from utils.store.files import atomic
 
 Embeddings = NDArray[np.float32]  # normalised rows of shape (texts, dimension)
+POOLING = ("mean", "cls", "pooler")
 MADE_WITH = "made_with"  # file in a folder of vectors that says which inputs and settings they belong to
 
 
@@ -33,14 +34,14 @@ def encode_distinct(texts: Sequence[str], encode: Callable[[list[str]], Embeddin
     """Encode each distinct text once: a vector's last digits depend on its batch, and equal texts must be equal."""
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     rows = encode(list(row_of))
-    return rows if len(rows) == len(texts) else rows[[row_of[text] for text in texts]]
+    return rows[[row_of[text] for text in texts]]
 
 
 class TextEncoder:
     """Any Hugging Face encoder, given by folder or hub id.
 
     ``prefix``, such as e5's "query: ", is put before each text, and the result is cut at ``max_length`` tokens.
-    ``pooling`` is mean, cls or pooler, ``half`` is fp16 on a GPU, ``texts`` is about how many texts will be encoded.
+    ``pooling`` is one of `POOLING`, ``half`` is fp16 on a GPU, ``texts`` is about how many texts will be encoded.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class TextEncoder:
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
+        if pooling not in POOLING:
+            raise UsageError(f"pooling method {pooling!r} is none of {', '.join(POOLING)}")
         path = local_model(path)
         self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
         self.model: Any = pretrained(AutoModel, path, trust).eval().to(torch_device())
@@ -73,8 +76,6 @@ class TextEncoder:
     def _encode(self, texts: list[str], batch_size: int) -> Embeddings:
         import torch
 
-        from utils.retrieval.flashrag_parts import pooling
-
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
 
         def work(batch: Sequence[int]) -> None:
@@ -82,14 +83,19 @@ class TextEncoder:
             inputs = self.tokenizer(
                 words, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
             ).to(self.model.device)
-            output = self.model(**inputs)
-            pooler = getattr(output, "pooler_output", None)
-            pooled = pooling(pooler, output.last_hidden_state, inputs["attention_mask"], self.pooling)
+            pooled = self._pooled(self.model(**inputs), inputs["attention_mask"][..., None])
             rows[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
 
         with torch.inference_mode(), autocast(self._half):
             self._fits = in_batches(length_order(texts), min(batch_size, self._fits), work)
         return rows
+
+    def _pooled(self, output: Any, mask: Any) -> Any:
+        if self.pooling == "pooler":
+            return output.pooler_output
+        if self.pooling == "cls":
+            return output.last_hidden_state[:, 0]
+        return output.last_hidden_state.masked_fill(~mask.bool(), 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
 class BgeM3Encoder:
@@ -101,9 +107,8 @@ class BgeM3Encoder:
         # One device: for several, FlagEmbedding starts a process pool, which needs a main guard in every caller.
         device = torch_device()
         self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
-        inner = self.model.model.model
-        self.dimension: int = inner.config.hidden_size
         self.max_length = max_length
+        inner = self.model.model.model
         del self.model.model.model  # torch lets only a module take a module's place
         self.model.model.model = with_openvino(inner, self.model.tokenizer, "last_hidden_state", texts)
 
@@ -136,8 +141,7 @@ def encode_files(files: Mapping[Path, Sequence[Sized]], encode: MapParts, desc: 
     ``files`` gives for each path the parts whose rows it holds, in order; a part of length n has n rows. ``encode``
     maps parts to their rows. ``desc`` and ``unit`` are shown by the progress bar.
     """
-    missing = {path: parts for path, parts in files.items() if not path.exists()}
-    work = [(path, part) for path, parts in missing.items() for part in parts]
+    work = [(path, part) for path, parts in files.items() if not path.exists() for part in parts]
     total = sum(len(part) for parts in files.values() for part in parts)
     left = sum(len(part) for _, part in work)
     done: dict[Path, dict[int, Any]] = defaultdict(dict)
@@ -146,7 +150,7 @@ def encode_files(files: Mapping[Path, Sequence[Sized]], encode: MapParts, desc: 
             path, _ = work[number]
             done[path][number] = rows
             bar.update(len(rows))
-            if len(done[path]) == len(missing[path]):
+            if len(done[path]) == len(files[path]):
                 with atomic(path) as handle:
                     np.save(handle, np.concatenate([rows for _, rows in sorted(done.pop(path).items())]))
 

@@ -7,7 +7,7 @@ import functools
 import io
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -48,14 +48,14 @@ def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
         prepare_folder(folder, f"{phase.key} {args.index_shard_size}")
         with open(corpus, "rb") as lines:
             blocks = corpus_blocks(lines, args.index_shard_size)
-        by_shard = groupby(blocks, lambda block: block.shard)
+        by_shard = groupby(blocks, key=lambda block: block.shard)
         shards = {folder / f"{number:05d}.npy": list(part) for number, part in by_shard}
-        size, dimension = sum(map(len, blocks)), model_dimension(args.retriever_path)
-        left = sum(len(block) for path, part in shards.items() if not path.exists() for block in part)
+        passages, dimension = sum(map(len, blocks)), model_dimension(args.retriever_path)
         # The index and its shards are on the disk together: 2 x 65 GB for wiki18.
-        need = (size + left) * dimension * STORAGE[args.index_storage].itemsize
-        require_space(folder, need, f"{output} and its shards")
-        encode = start_workers(args, functools.partial(EncodeBlock, corpus, without_secrets(args), size))
+        size = passages * dimension * STORAGE[args.index_storage].itemsize
+        encoded = sum(path.stat().st_size for path in shards if path.exists())
+        require_space(folder, 2 * size - encoded, f"{output} and its shards")
+        encode = start_workers(args, functools.partial(encode_worker, corpus, without_secrets(args), passages))
         encode_files(shards, encode, "encode", "passage")
         rows = join_shards(list(shards), dimension, output, args.index_storage)
         phase.finish(rows, facts={"dimension": dimension})
@@ -92,26 +92,22 @@ def corpus_blocks(lines: Iterable[bytes], shard_size: int) -> list[Block]:
     return [block for block in blocks if len(block)]
 
 
-class EncodeBlock:
-    """A worker that encodes blocks of a corpus, of about ``texts`` passages in all."""
+def encode_worker(corpus: str, args: argparse.Namespace, texts: int) -> Callable[[Block], NDArray[Any]]:
+    """Load the encoder, for about ``texts`` passages over all workers, and return the function that encodes a block."""
+    from utils.retrieval.retrievers import set_default_instruction
 
-    def __init__(self, corpus: str, args: argparse.Namespace, texts: int) -> None:
-        from utils.retrieval.flashrag_parts import set_default_instruction
+    prefix = set_default_instruction(args.retrieval_method, is_query=False)  # "passage: " for e5
+    encoder = retriever_encoder(args, args.index_max_length, prefix, texts)
 
-        self._corpus, self._batch_size, self._dtype = corpus, args.index_batch_size, STORAGE[args.index_storage]
-        prefix = set_default_instruction(args.retrieval_method, is_query=False)  # "passage: " for e5
-        self._encoder = retriever_encoder(args, args.index_max_length, prefix, texts)
-
-    def __call__(self, block: Block) -> NDArray[Any]:
-        """Read and encode a block, and return vectors of the type in which they are stored."""
-        with open(self._corpus, "rb") as file:
+    def encode(block: Block) -> NDArray[Any]:
+        with open(corpus, "rb") as file:
             file.seek(block.start)
             lines = io.BytesIO(file.read(block.size))
-        texts = [
-            parse_row(raw, Passage, f"{self._corpus}:{number}").contents
-            for number, _, _, raw in parse_lines(lines, self._corpus, first=block.line)
-        ]
-        return self._encoder.encode(texts, self._batch_size).astype(self._dtype)
+        rows = parse_lines(lines, corpus, first=block.line)
+        passages = [parse_row(raw, Passage, f"{corpus}:{number}").contents for number, _, _, raw in rows]
+        return encoder.encode(passages, args.index_batch_size).astype(STORAGE[args.index_storage])
+
+    return encode
 
 
 def join_shards(paths: list[Path], dimension: int, output: Path, storage: str) -> int:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import faiss
+import torch
 
 from utils.config import UsageError, without_secrets
 from utils.devices import gpus
 from utils.ray_engine import start_workers
 from utils.retrieval.encoder import retriever_encoder
-from utils.retrieval.flashrag_parts import DenseRetriever, set_default_instruction
 from utils.retrieval.search import BlockIndex, ClusterIndex, stored_type
 from utils.store.jsonlines import parse_row
 from utils.store.rows import Passage
 
+# On a machine without a GPU, importing FlashRAG's retrievers leaves torch and faiss one thread in the whole process.
+threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+from flashrag.retriever.reranker import BaseReranker  # noqa: E402
+from flashrag.retriever.retriever import DenseRetriever  # noqa: E402
+from flashrag.retriever.utils import set_default_instruction  # noqa: E402
+
+torch.set_num_threads(threads[0])
+faiss.omp_set_num_threads(threads[1])
+
+__all__ = ["BaseReranker", "FlatRetriever", "query_prefix", "set_default_instruction"]
 # FlashRAG's settings that stay off.
 OFF = (
     "save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker", "use_sentence_transformer",
@@ -51,19 +60,17 @@ class FlatRetriever(DenseRetriever):
             )
 
     def load_index(self) -> None:
-        """Open a Flat index for the search by blocks, any other by faiss, which maps it into memory if it can."""
+        """Open a Flat index for the search by blocks, any other by faiss."""
         args = self._args
         if args.engine != "local":
             start = functools.partial(start_workers, args)
             self.index: Any = ClusterIndex(args.index_path, start, args.ray_index_rows, args.faiss_gpu)
             return
-        self.index = None
-        with contextlib.suppress(RuntimeError):  # of an index that cannot be mapped
-            self.index = faiss.read_index(args.index_path, faiss.IO_FLAG_MMAP_IFC)
-        if self.index is not None and stored_type(self.index) is not None:
+        self.index = faiss.read_index(args.index_path, faiss.IO_FLAG_MMAP_IFC)
+        if stored_type(self.index) is not None:
             devices = gpus() if args.faiss_gpu else ["cpu"]
             self.index = BlockIndex(args.index_path, devices, keep=not (args.faiss_mmap or args.faiss_gpu))
-        elif self.index is None or not args.faiss_mmap or args.faiss_gpu:
+        elif args.faiss_gpu or not args.faiss_mmap:
             super().load_index()
 
     def load_model(self) -> None:

@@ -38,14 +38,9 @@ def stored_type(index: Any) -> torch.dtype | None:
 class BlockIndex:
     """The vectors of an index file, which a search reads once, whatever the number of queries.
 
-    Memory holds two blocks of vectors and one block's scores, in fp32; on GPUs the vectors stay if they fit. faiss's
+    Memory holds two blocks of vectors and one block's scores, in fp32; with ``keep``, and on GPUs if they fit, all
+    vectors stay. ``devices``, torch's names, get the blocks in turn. ``rows`` restricts the search to a range. faiss's
     memory map is ten times slower if the file is larger than memory.
-
-    Args:
-        path: a file whose `stored_type` is known.
-        devices: torch's names; they get the blocks in turn.
-        keep: hold the vectors in memory.
-        rows: rows of the file to search; None searches all.
     """
 
     def __init__(
@@ -61,9 +56,9 @@ class BlockIndex:
         width = self.d * dtype.itemsize
         # Both types of file end with the vectors.
         self._offset = os.path.getsize(path) - (self.ntotal - self._rows.start) * width
-        size = len(self._rows) * width / len(devices)
+        share = len(self._rows) * width / len(devices)
         self._kept: list[tuple[int, torch.Tensor]] = []
-        if keep or all(d != "cpu" and size < GPU_SHARE * torch.cuda.mem_get_info(d)[0] for d in devices):
+        if keep or all(d != "cpu" and share < GPU_SHARE * torch.cuda.mem_get_info(d)[0] for d in devices):
             self._kept = [(start, block.clone()) for start, block in self._read(MOST_ROWS)]
 
     def search(self, queries: NDArray[np.float32], topk: int) -> FoundArrays:
@@ -95,20 +90,18 @@ class BlockIndex:
         buffers = [torch.empty(shape, dtype=self._dtype, pin_memory=on_gpu) for _ in range(2)]
 
         def fill(number: int) -> torch.Tensor:
-            block = buffers[number % 2][: len(self._rows) - number * size]
+            block = buffers[number % 2][: max(0, len(self._rows) - number * size)]
             file.seek(self._offset + number * size * self.d * self._dtype.itemsize)
             if file.readinto(block.numpy().data) != block.nbytes:
                 raise UsageError(f"{self._path} has become shorter while it was searched")
             return block
 
         with open(self._path, "rb") as file, ThreadPoolExecutor(1) as reader:
-            count = -(-len(self._rows) // size)
             ahead = reader.submit(fill, 0)
-            for number in range(count):
+            for number, start in enumerate(range(0, len(self._rows), size)):
                 block = ahead.result()
-                if number + 1 < count:
-                    ahead = reader.submit(fill, number + 1)
-                yield number * size, block.to(self._devices[number % len(self._devices)])
+                ahead = reader.submit(fill, number + 1)  # after the last block an empty one
+                yield start, block.to(self._devices[number % len(self._devices)])
 
 
 def best_columns(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -134,34 +127,18 @@ def merged(known: Found, new: Found, topk: int) -> Found:
     return values[:, :topk], rows.gather(1, best[:, :topk])
 
 
-def merged_arrays(results: Iterable[Found], queries: int, topk: int) -> FoundArrays:
+def merged_arrays(results: Iterable[Found | FoundArrays], queries: int, topk: int) -> FoundArrays:
     """Return the best ``topk`` of all results, each merged as it comes; row -1 fills what is missing."""
     best: Found = torch.full((queries, topk), torch.finfo(torch.float32).min), torch.full((queries, topk), -1)
     for scores, rows in results:
-        best = merged(best, (scores.cpu(), rows.cpu()), topk)
+        best = merged(best, (torch.as_tensor(scores, device="cpu"), torch.as_tensor(rows, device="cpu")), topk)
     return best[0].numpy(), best[1].numpy()
 
 
-class RangeSearch:
-    """A worker of a cluster that searches ranges of an index's rows."""
-
-    def __init__(self, path: str, queries: NDArray[np.float32], topk: int, on_gpu: bool) -> None:
-        self._path, self._queries, self._topk = path, queries, topk
-        self._devices = gpus() if on_gpu else ["cpu"]
-
-    def __call__(self, rows: range) -> FoundArrays:
-        """Search one range."""
-        return BlockIndex(self._path, self._devices, rows=rows).search(self._queries, self._topk)
-
-
 class ClusterIndex:
-    """An index file that the workers of a cluster search in ranges of rows; all of them read it under this path.
+    """An index file that a cluster's workers search in ranges of ``range_size`` rows; all read it under this path.
 
-    Args:
-        path: the index file.
-        start: starts the workers, given the function that makes one.
-        range_size: rows of a range.
-        on_gpu: search on the workers' GPUs.
+    ``start`` starts the workers, given the function that makes one; ``on_gpu`` searches on their GPUs.
     """
 
     def __init__(self, path: str, start: Callable[[MakeWorker], MapParts], range_size: int, on_gpu: bool) -> None:
@@ -171,8 +148,13 @@ class ClusterIndex:
 
     def search(self, queries: NDArray[np.float32], topk: int) -> FoundArrays:
         """Search like `BlockIndex`."""
-        search_ranges = self._start(functools.partial(RangeSearch, self._path, queries, topk, self._on_gpu))
+        search_ranges = self._start(functools.partial(search_worker, self._path, queries, topk, self._on_gpu))
         every = range(self.ntotal)
         ranges = (every[start : start + self._range_size] for start in every[:: self._range_size])
-        found = ((torch.from_numpy(scores), torch.from_numpy(rows)) for _, (scores, rows) in search_ranges(ranges))
-        return merged_arrays(found, len(queries), topk)
+        return merged_arrays((found for _, found in search_ranges(ranges)), len(queries), topk)
+
+
+def search_worker(path: str, queries: NDArray[np.float32], topk: int, on_gpu: bool) -> Callable[[range], FoundArrays]:
+    """Return a cluster worker's function that searches one range of an index's rows."""
+    devices = gpus() if on_gpu else ["cpu"]
+    return lambda rows: BlockIndex(path, devices, rows=rows).search(queries, topk)

@@ -34,6 +34,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         aside.unlink(missing_ok=True)
 
 
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a whole file, or leave the old one."""
+    with atomic(path) as handle:
+        handle.write(content.encode() if isinstance(content, str) else content)
+
+
 def remove_torn(path: Path) -> None:
     """Remove the half-written copies of ``path`` that killed processes left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):

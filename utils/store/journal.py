@@ -141,11 +141,10 @@ class Journal(Records):
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return {}
-    return row if isinstance(row, dict) else {}
+    with contextlib.suppress(orjson.JSONDecodeError):
+        if isinstance(row := orjson.loads(line), dict):
+            return row
+    return {}
 
 
 def in_chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""JSON lines between phases: every field is checked on reading, and a fault is named by ``path:line: field``."""
+"""JSON lines between phases, read in order or by key; a fault is named by ``path:line: field``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from utils.config import UsageError, printable
 from utils.store.files import atomic
+from utils.store.rows import Passage
 
 Row = TypeVar("Row", bound=BaseModel)
 PathLike = str | os.PathLike[str]
@@ -44,7 +45,7 @@ def read_with_offsets(
     try:
         lines = open(path, "rb")
     except FileNotFoundError:
-        raise UsageError(f"{path} is missing" + (f"; run: {made_by}" if made_by else "")) from None
+        raise UsageError(f"{path} is missing{_run(made_by)}") from None
     with lines:
         yield from parse_lines(lines, path, on_fault)
 
@@ -99,10 +100,8 @@ def _remedy(line: bytes) -> str:
     return "correct or remove the line"
 
 
-def checked_rows(
-    path: PathLike, model: type[Row], made_by: str = "", unique: str = "id", on_fault: OnFault = refuse
-) -> Iterator[Row]:
-    """Yield the lines of a file as rows of ``model``, no two of which have the same ``unique`` field."""
+def checked_rows(path: PathLike, model: type[Row], made_by: str = "", on_fault: OnFault = refuse) -> Iterator[Row]:
+    """Yield the lines of a file as rows of ``model``, no two of which have the same id."""
     first: dict[str, int] = {}
     for number, _, _, raw in read_with_offsets(path, made_by, on_fault):
         try:
@@ -110,23 +109,18 @@ def checked_rows(
         except UsageError as error:
             on_fault(WRONG_FIELD, error)
             continue
-        key = getattr(row, unique)
+        key = str(raw["id"])
         if first.setdefault(key, number) == number:
             yield row
         else:
-            fault = f"{path}:{number}: {unique} {key!r} is on line {first[key]} too; it must be unique"
-            on_fault(f"rows with a repeated {unique}", UsageError(fault))
+            fault = f"{path}:{number}: id {key!r} is on line {first[key]} too; it must be unique"
+            on_fault("rows with a repeated id", UsageError(fault))
 
 
 def read_rows(
-    path: PathLike,
-    model: type[Row],
-    made_by: str = "",
-    limit: int = 0,
-    unique: str = "id",
-    dropped: Counter[str] | None = None,
+    path: PathLike, model: type[Row], made_by: str = "", limit: int = 0, dropped: Counter[str] | None = None
 ) -> list[Row]:
-    """Read the first ``limit`` rows (0: all) of a JSON-lines file; no two may have the same ``unique`` field.
+    """Read the first ``limit`` rows (0: all) of a JSON-lines file; no two may have the same id.
 
     ``dropped`` counts unusable rows by fault, and they are left out; None refuses them. An error about a missing or
     empty file names the command ``made_by``.
@@ -138,11 +132,15 @@ def read_rows(
             print(f"left out, the first of its kind: {printable(str(error))}", file=sys.stderr)
         dropped[kind] += 1
 
-    found = checked_rows(path, model, made_by, unique, refuse if dropped is None else leave_out)
+    found = checked_rows(path, model, made_by, refuse if dropped is None else leave_out)
     rows = list(islice(found, limit or None))
     if not rows:
-        raise UsageError(f"{path} has no rows" + (f"; run: {made_by}" if made_by else ""))
+        raise UsageError(f"{path} has no rows{_run(made_by)}")
     return rows
+
+
+def _run(made_by: str) -> str:
+    return f"; run: {made_by}" if made_by else ""
 
 
 def parse_row(raw: Mapping[str, Any], model: type[Row], where: str) -> Row:
@@ -176,13 +174,11 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(place, row)`` of a file from elsewhere: ``.parquet``, JSON lines, or one JSON array."""
     if not path.is_file():
         raise UsageError(f"{path} is missing")
-    with open(path, "rb") as handle:
-        is_array = handle.read(64).removeprefix(BOM).lstrip().startswith(b"[")
     if path.suffix == ".parquet":
         rows = read_parquet(path)
-    elif is_array:
+    elif (content := path.read_bytes().removeprefix(BOM)).lstrip().startswith(b"["):
         try:
-            rows = orjson.loads(path.read_bytes().removeprefix(BOM))
+            rows = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             raise UsageError(f"{path}: not valid JSON ({error})") from None
     else:
@@ -217,3 +213,64 @@ def read_run(path: Path, made_by: str) -> list[Any]:
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path} must be a JSON array with at least one row; run: {made_by} --overwrite")
     return rows
+
+
+class LineIndex:
+    """Rows of a JSON-lines file by id, or by query where they have none; memory holds the key and three integers each.
+
+    A key leads to ``("path:line", row)``.
+    """
+
+    def __init__(self, path: PathLike, made_by: str = "") -> None:
+        self.path = path
+        self._lines: dict[str, tuple[int, int, int]] = {}  # number, offset, size
+        for number, offset, size, row in read_with_offsets(path, made_by):
+            key = row.get("id", row.get("query"))
+            if not isinstance(key, (str, int, float)):
+                raise UsageError(f"{path}:{number}: field 'id' or 'query' must name the line, not {key!r:.80}")
+            if (key := str(key)) in self._lines:
+                raise UsageError(f"{path}:{number}: {key[:80]!r} is on line {self._lines[key][0]} too")
+            self._lines[key] = number, offset, size
+        if not self._lines:
+            raise UsageError(f"{path} has no rows{_run(made_by)}")
+        self._file = open(path, "rb", buffering=0)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __getitem__(self, key: str) -> tuple[str, dict[str, Any]]:
+        number, offset, size = self._lines[key]
+        # pread moves no shared file position, so threads and forked processes can read at the same time.
+        line = os.pread(self._file.fileno(), size, offset)
+        return f"{self.path}:{number}", orjson.loads(line.removeprefix(BOM))
+
+
+def passages_path(docs: PathLike) -> Path:
+    """Return the path of the passage texts that lie beside a candidates file."""
+    return Path(docs).with_suffix(".passages.jsonl")
+
+
+class PassageTexts:
+    """The texts of a corpus by passage id, read from the file when they are asked for."""
+
+    def __init__(self, path: PathLike) -> None:
+        made_by = "python dataset_generation.py --dataset NAME --phase get_docs"
+        self._rows = LineIndex(path, made_by)
+
+    def __getitem__(self, passage_id: str) -> str:
+        try:
+            where, raw = self._rows[passage_id]
+        except KeyError:
+            path = self._rows.path
+            raise UsageError(f"{path} has no passage with id {passage_id!r}; make it again with get_docs") from None
+        contents = raw.get("contents")
+        # A million texts are read per training set: only a faulty one goes through the model, which names the fault.
+        if isinstance(contents, str) and contents.strip():
+            return contents
+        return parse_row(raw, Passage, where).contents

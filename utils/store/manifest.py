@@ -6,22 +6,32 @@ import contextlib
 import functools
 import hashlib
 import os
+import platform
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from utils.config import SECRETS, UsageError
-from utils.store.files import atomic, locked
-from utils.store.provenance import command_line, commit, machine, versions
+from utils.config import SECRET, UsageError, split_key
+from utils.store.files import locked, write_file
 
+ROOT = Path(__file__).parents[2]
 UNFINISHED = "unfinished"  # the only key of a manifest whose output is not finished: the command that makes it
 WHOLE_FILE_LIMIT = 1 << 30
+PACKAGES = ("torch", "transformers", "flashrag-dev", "FlagEmbedding", "faiss-cpu", "faiss-gpu", "openai", "vllm")
+# What the speed of models on a CPU depends on most, by the names of these flags in /proc/cpuinfo.
+INSTRUCTION_SETS = {
+    "avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-bf16", "amx_tile": "AMX", "amx_bf16": "AMX-bf16",
+}  # fmt: skip
 
 
 def digest(value: Any) -> str:
@@ -32,8 +42,8 @@ def digest(value: Any) -> str:
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """Return a hash of a file or folder, or ``name:PATH`` if there is none (a hub id).
 
-    A folder is hashed by the names and contents of its files. Of a file above 1 GiB, the size and 64 blocks of 1 MiB
-    spread evenly over it are hashed, because reading an index of 65 GB takes minutes.
+    A folder's is that of its files' names and contents. Of a file above 1 GiB, the size and 64 blocks of 1 MiB, spread
+    evenly over it, are hashed: reading an index of 65 GB takes minutes.
     """
     path = Path(path)
     if path.is_dir():
@@ -57,7 +67,8 @@ def _file_hash(path: Path, size: int, mtime: int) -> str:
         return seen.hexdigest()
 
 
-class _Manifest(BaseModel):
+class _Manifest(BaseModel, extra="allow"):
+    # What decides anything; the rest of what `Phase.finish` writes is for people.
     key: str
     rows: int
     command: str
@@ -65,14 +76,7 @@ class _Manifest(BaseModel):
     inputs: dict[str, str]
     output_sha256: str
     beside: dict[str, str] = {}
-    # The rest is for readers only.
-    output: str = ""
-    dropped: dict[str, int] = {}
     facts: dict[str, Any] = {}
-    seconds: float = 0.0
-    machine: str = "unknown"
-    versions: dict[str, str] = {}
-    commit: str = "unknown"
 
 
 class Phase:
@@ -90,11 +94,10 @@ class Phase:
         scratch: Iterable[Path] = (),
         folder: bool = False,
     ) -> None:
-        self.output = Path(output)
+        self.output, self._scratch = Path(output), tuple(scratch)
         _check_place(self.output, folder)
         self.manifest = manifest_path(self.output)
-        self._scratch = tuple(scratch)
-        self.settings = {name: value for name, value in settings.items() if name not in SECRETS}
+        self.settings = {name: value for name, value in settings.items() if name != SECRET}
         self.inputs = {str(path): fingerprint(path) for path in inputs}
         self.key = digest([self.inputs, self.settings])
         self._started = datetime.now(UTC)
@@ -114,10 +117,8 @@ class Phase:
             print(f"{self.output} was made with other {others}; making it again", file=sys.stderr)
             return False
         if fingerprint(self.output) != done["output_sha256"]:
-            raise UsageError(
-                f"{self.output} has changed since it was made; --overwrite makes it again (to keep it as it is, remove "
-                f"{self.manifest} and move it)"
-            )
+            keep = f"to keep it as it is, remove {self.manifest} and move it"
+            raise UsageError(f"{self.output} has changed since it was made; --overwrite makes it again ({keep})")
         for path in filter(Path.exists, self._scratch):
             # The lock is taken where a run with --overwrite is at work.
             with contextlib.suppress(UsageError), locked(path):
@@ -127,8 +128,7 @@ class Phase:
 
     def claim(self) -> None:
         """Write a manifest before the output, so that after a kill the script knows the file as its own."""
-        with atomic(self.manifest) as handle:
-            handle.write(orjson.dumps({UNFINISHED: command_line()}))
+        write_file(self.manifest, orjson.dumps({UNFINISHED: command_line()}))
 
     def finish(
         self, rows: int, dropped: Mapping[str, int] | None = None, beside: Iterable[Path] = (), **facts: Any
@@ -156,8 +156,7 @@ class Phase:
             "commit": commit(),
             "machine": machine(),
         }
-        with atomic(self.manifest) as handle:
-            handle.write(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+        write_file(self.manifest, orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
         lost = ", ".join(f"{count} {fault}" for fault, count in dropped.items()) or "none"
         print(f"{self.output}: {rows} rows in {seconds} s; dropped: {lost}")
 
@@ -169,13 +168,11 @@ def manifest_path(output: Path) -> Path:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest as `Phase.finish` or `Phase.claim` writes it."""
-    content = path.read_bytes()
     try:
-        found = orjson.loads(content)
-        if isinstance(found, dict) and isinstance(found.get(UNFINISHED), str):
-            return found
-        return _Manifest.model_validate(found).model_dump()
-    except (orjson.JSONDecodeError, ValidationError):
+        found = orjson.loads(path.read_bytes())
+        claimed = isinstance(found, dict) and UNFINISHED in found
+        return found if claimed else _Manifest.model_validate(found).model_dump()
+    except ValueError:  # no JSON, or a wrong field
         raise UsageError(f"{path} is damaged; remove it, and make again what it belongs to") from None
 
 
@@ -191,26 +188,67 @@ def _check_inputs(inputs: Mapping[str, str]) -> None:
     """Refuse inputs (path -> fingerprint) that the manifests beside them contradict."""
     origins = dict(inputs)
     for name in inputs:
-        path = Path(name)
-        manifest = manifest_path(path)
+        path, manifest = Path(name), manifest_path(Path(name))
         if not manifest.exists():
             continue
-        made = read_manifest(manifest)
-        if UNFINISHED in made:
+        if UNFINISHED in (made := read_manifest(manifest)):
             raise UsageError(f"the making of {path} was interrupted; run: {made[UNFINISHED]}")
         for name_beside, value in {path.name: made["output_sha256"], **made["beside"]}.items():
             part = path.with_name(name_beside)
             if fingerprint(part) != value:
-                raise UsageError(
-                    f"{part} is not what {manifest} says was made: it was changed since, or its making was "
-                    f"interrupted. Make it again by {made['command']} --overwrite, or remove the manifest to use it as "
-                    "it is"
-                )
+                mend = f"make it again by {made['command']} --overwrite, or remove the manifest to use it as it is"
+                raise UsageError(f"{part} is not what {manifest} says was made; {mend}")
         for origin, value in made["inputs"].items():
             if origins.setdefault(origin, value) != value:
-                raise UsageError(
-                    f"{name} was made from another version of {origin} than the rest of the input; make what is older "
-                    f"again, {name} by: {made['command']}"
-                )
+                mend = f"make what is older again, {name} by: {made['command']}"
+                raise UsageError(f"{name} was made from another version of {origin} than the rest of the input; {mend}")
             if origin not in inputs and Path(origin).exists() and fingerprint(origin) != value:
                 print(f"note: {origin} has changed since {name} was made from it", file=sys.stderr)
+
+
+def command_line() -> str:
+    """Return the command as typed, without the API key."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    script = ["-m", module.name] if module else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *script, *split_key(sys.argv[1:])[1]])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide results."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def commit() -> str:
+    """Return the checkout's commit, marked if files differ from it; ``unknown`` outside a Git checkout."""
+    if not (ROOT / ".git").exists():  # a folder inside another project's checkout
+        return "unknown"
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def machine() -> str:
+    """Return processor, usable cores, memory, and the GPUs if the phase has used torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    parts = [processor(Path("/proc/cpuinfo")), f"{cores} cores", f"{memory:.0f} GiB"]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(parts)
+
+
+def processor(cpuinfo: Path) -> str:
+    """Return the processor's name, family and model number, and which of `INSTRUCTION_SETS` it has."""
+    first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
+    about = dict(re.findall(r"^(.+?)\s*: (.*)$", first, re.MULTILINE))
+    if not {"model name", "cpu family", "flags"} <= about.keys():  # not Linux, or not x86
+        return platform.processor() or platform.machine()
+    sets = [name for flag, name in INSTRUCTION_SETS.items() if flag in about["flags"].split()] or ["no AVX2"]
+    return f"{about['model name']} (family {about['cpu family']} model {about['model']}; {', '.join(sets)})"

@@ -11,11 +11,6 @@ import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
 
 
-def _text(value: Any) -> Any:
-    # Answers such as 1969 and 3.5 often come without quotes.
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
 def _not_blank(value: str) -> str:
     if not value or value.isspace():
         raise ValueError("must not be blank")
@@ -29,7 +24,7 @@ def _answers(value: Any) -> Any:
     """
     values = value if isinstance(value, list) else [value]
     found = [answer for item in values for answer in (_unfolded(item) if isinstance(item, str) else [item])]
-    return [answer for answer in found if answer is not None and str(answer).strip()]
+    return [answer for answer in found if answer is not None and str(answer).strip()] or found
 
 
 def _unfolded(text: str) -> list[Any]:
@@ -49,7 +44,8 @@ def _unfolded(text: str) -> list[Any]:
 
 LIST = re.compile(r"""\s*(?:\[\s*["'].*\]|\(\s*["'].*\)|\{\s*["'].*\}|\[[\d\s.,+-]*\])\s*""", re.DOTALL)
 UNSEPARATED = re.compile(r"""["']\s+["']""")  # as numpy prints arrays; Python would join the two texts to one
-Name = Annotated[str, BeforeValidator(_text), AfterValidator(_not_blank)]
+# Answers such as 1969 and 3.5 often come without quotes.
+Name = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_not_blank)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 Answers = Annotated[list[Name], BeforeValidator(_answers)]
 

@@ -1,19 +1,17 @@
-"""An experiment: tasks x generators x rerankers x conditions, and its tables (``experiments/NAME.yaml``)."""
+"""An experiment: tasks x generators x rerankers x conditions, its tables (``experiments/NAME.yaml``), paper values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from utils.config import UsageError, read_yaml
 
 EXPERIMENTS = Path("experiments")
-PARTS = ("tasks", "generators", "rerankers")
-NAME = re.compile(r"\w[\w.-]*")
 WEIGHT = re.compile(r"w(0|1|0?\.\d+)")
 # The paper's ablation, as weights of the rationale score.
 FIXED_WEIGHTS = {"retrieval_only": 0.0, "rationale_only": 1.0}
@@ -26,8 +24,23 @@ LABELS = {
     "rationale_only": "fine-tuned on rationale scores",
     "radio": "RADIO: both, fused",
 }
-Flags = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def label(condition: str) -> str:
+    """Return a condition in words."""
+    return LABELS.get(condition) or f"fused, rationale weight {condition[1:]}"
+
+
+def _known(condition: str) -> str:
+    if condition not in LABELS and not WEIGHT.fullmatch(condition):
+        raise ValueError(f"condition '{condition}' is none of {', '.join(LABELS)}, w0.25")
+    return condition
+
+
+Condition = Annotated[str, AfterValidator(_known)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # part of file names
+Flags = dict[str, str | bool | int | float | list[str]]
 
 
 class Strict(BaseModel):
@@ -49,7 +62,7 @@ class Table(Strict):
 
     caption: str
     tasks: list[str]
-    conditions: list[str]
+    conditions: list[Condition]
     metrics: list[str]
     generators: list[str] = []
     rerankers: list[str] = []
@@ -62,11 +75,11 @@ class Experiment(Strict):
     title: str
     prepare: list[str] = []
     embedded_server: bool = False
-    tasks: Annotated[dict[str, Task], Field(min_length=1)]
-    generators: Annotated[dict[str, Flags], Field(min_length=1)]
-    rerankers: Annotated[dict[str, Flags], Field(min_length=1)]
+    tasks: Annotated[dict[Name, Task], Field(min_length=1)]
+    generators: Annotated[dict[Name, Flags], Field(min_length=1)]
+    rerankers: Annotated[dict[Name, Flags], Field(min_length=1)]
     tables: Annotated[dict[str, Table], Field(min_length=1)]
-    paper_values: str | None = Field(None, description="YAML file beside this one, see utils/tables/paper_values.py")
+    paper_values: str | None = Field(None, description="file of `PaperValues` beside this one")
 
     def chosen(self, names: Sequence[str] | None) -> dict[str, Table]:
         """Return the named tables; all of them for None."""
@@ -74,6 +87,31 @@ class Experiment(Strict):
             if name not in self.tables:
                 raise UsageError(f"--tables {name}: there are {', '.join(self.tables)}")
         return {name: table for name, table in self.tables.items() if names is None or name in names}
+
+
+class PaperValue(Strict):
+    """One value of the paper, in percent; one whose source leaves out a name is not compared."""
+
+    task: str | None = None
+    generator: str | None = None
+    reranker: str | None = None
+    condition: Condition = "radio"
+    metric: str = "em"
+    value: FiniteFloat
+    source: str
+    relative_to: Condition | None = Field(None, description="the value is the relative gain over this condition")
+    tolerance: FiniteFloat | None = Field(None, description="percentage points")
+    remark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{f' % over {self.relative_to}' if self.relative_to else ''} ({self.source})"
+
+
+class PaperValues(Strict):
+    """``experiments/paper_values.yaml``; its tolerance is for values that give none of their own."""
+
+    tolerance: FiniteFloat
+    values: list[PaperValue]
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -84,8 +122,20 @@ def read_experiment(path: Path) -> Experiment:
     return experiment
 
 
+def read_paper_values(experiment: Experiment) -> PaperValues:
+    """Read and check the values that an experiment is compared with; none if it names no file of them."""
+    if experiment.paper_values is None:
+        return PaperValues(tolerance=0, values=[])
+    path = EXPERIMENTS / experiment.paper_values
+    found = read_model(path, PaperValues)
+    for v in found.values:
+        for fault in unknown(experiment, tasks=[v.task], generators=[v.generator], rerankers=[v.reranker]):
+            raise UsageError(f"{path}: value {v.value:g} ({v.source}): {fault}")
+    return found
+
+
 def read_model(path: Path, model: type[Model]) -> Model:
-    """Read a YAML file; an error names the file and the field."""
+    """Read a YAML file; an error names the file and the field, and shows no value of it, which may be a secret."""
     try:
         return model.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -95,23 +145,13 @@ def read_model(path: Path, model: type[Model]) -> Model:
 
 def faults(experiment: Experiment) -> Iterator[str]:
     """Yield what does not fit together in an experiment."""
-    for field in PARTS:
-        for name, flags in getattr(experiment, field).items():
-            if not NAME.fullmatch(name):  # names become part of file names
-                yield f"{field}: name '{name}' must consist of letters, digits, '-', '_' and '.'"
-            if isinstance(flags, dict) and None in flags.values():
-                yield f"{field}: '{name}' has an empty value; leave the key out"
     for name, table in experiment.tables.items():
-        for field in PARTS:
-            for part in getattr(table, field):
-                if part not in getattr(experiment, field):
-                    yield f"table '{name}' names {field[:-1]} '{part}', which is not under '{field}'"
-        yield from (f"table '{name}': {fault}" for fault in condition_faults(table.conditions))
+        missing = unknown(experiment, tasks=table.tasks, generators=table.generators, rerankers=table.rerankers)
+        yield from (f"table '{name}': {fault}" for fault in missing)
         if table.baseline not in table.conditions:
             yield f"table '{name}': baseline '{table.baseline}' must be one of its conditions"
     for name, task in experiment.tasks.items():
-        if (task.reranker_task or name) not in experiment.tasks:
-            yield f"task '{name}': reranker_task '{task.reranker_task}' is not under 'tasks'"
+        yield from (f"reranker_task of '{name}': {fault}" for fault in unknown(experiment, tasks=[task.reranker_task]))
     # A run's manifest has the model's name but no address, so one name on two servers could not be told apart.
     servers: dict[str, str] = {}
     for name, flags in experiment.generators.items():
@@ -121,13 +161,9 @@ def faults(experiment: Experiment) -> Iterator[str]:
                 yield f"generators: '{name}' serves model '{model}' elsewhere; serve it under another name"
 
 
-def condition_faults(conditions: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for each condition that does not exist."""
-    for condition in conditions:
-        if condition not in LABELS and not WEIGHT.fullmatch(condition):
-            yield f"condition '{condition}' is none of {', '.join(LABELS)}, w0.25"
-
-
-def label(condition: str) -> str:
-    """Return a condition in words."""
-    return LABELS.get(condition) or f"fused, rationale weight {condition[1:]}"
+def unknown(experiment: Experiment, **names: Sequence[str | None]) -> Iterator[str]:
+    """Yield a sentence for each name, given by its field, that an experiment does not have; None is no name."""
+    for field, used in names.items():
+        for name in used:
+            if name is not None and name not in getattr(experiment, field):
+                yield f"{field[:-1]} '{name}' is not under '{field}'"

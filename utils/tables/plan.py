@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.config import checkpoint_path, load_config, training_lines_path
-from utils.tables.experiment import FIXED_WEIGHTS, LABELS, Experiment, Flags, Table, label
+from utils.tables.experiment import FIXED_WEIGHTS, LABELS, Experiment, Table, label
 
-UNRANKED: dict[str, Flags] = {
+Command = tuple[str, ...]
+# Conditions without a reranker, and their flags of run_rag.py.
+UNRANKED: dict[str, dict[str, Any]] = {
     "closed_book": {"retrieval_topk": 0},
     "retriever": {},
     "oracle": {"rerank_model_name": "oracle"},
@@ -44,29 +46,28 @@ class Run:
         return float(self.condition[1:])
 
 
-class Step(NamedTuple):
-    """One command, and whether it asks an LLM server whose address may be given later."""
+class Training(NamedTuple):
+    """How a fine-tuned reranker is made: settings of its task, training file, folder, and flags that differ."""
 
-    words: tuple[str, ...]
-    asks_server: bool = False
-
-    def command(self, base_url: str | None) -> list[str]:
-        """Return the words, with the server's address where it is wanted."""
-        return [*self.words, *(["--base_url", base_url] if base_url and self.asks_server else [])]
+    settings: argparse.Namespace  # of the sections common and finetune, and answer_type
+    lines: Path
+    checkpoint: Path
+    fuse: dict[str, Any]  # flags of score_cache_to_dataset.py
+    tune: dict[str, Any]  # flags of run_finetune.sh
 
 
 class Plan:
-    """Runs, folders and commands of an experiment."""
+    """Runs, folders and commands of an experiment; ``base_url`` is for commands whose profile names no LLM server."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, base_url: str | None = None) -> None:
+        self.experiment, self.base_url = experiment, base_url
         self._configs = {name: load_config(task.config) for name, task in experiment.tasks.items()}
 
-    def row_groups(self, table: Table) -> list[tuple[str, str]]:
-        """Return a table's (generator, reranker) pairs; where it names none, the experiment's first one is taken."""
+    def rows(self, table: Table) -> list[tuple[str, str, str]]:
+        """Return a table's generators x rerankers x conditions; of what it names none, the experiment's first."""
         generators = table.generators or list(self.experiment.generators)[:1]
         rerankers = table.rerankers or list(self.experiment.rerankers)[:1]
-        return [(generator, reranker) for generator in generators for reranker in rerankers]
+        return [(g, r, condition) for g in generators for r in rerankers for condition in table.conditions]
 
     def run(self, task: str, generator: str, reranker: str, condition: str) -> Run:
         """Return the run of a cell; conditions that mean the same weight share one."""
@@ -78,34 +79,31 @@ class Plan:
 
     def runs(self, tables: Iterable[Table]) -> list[Run]:
         """List every run of the tables once."""
-        found = {
-            self.run(task, generator, reranker, condition): None
-            for table in tables
-            for generator, reranker in self.row_groups(table)
-            for task in table.tasks
-            for condition in table.conditions
-        }
-        return list(found)
+        runs = (self.run(task, *row) for table in tables for task in table.tasks for row in self.rows(table))
+        return list(dict.fromkeys(runs))
 
     def folder(self, run: Run) -> Path:
         """Return where ``run_rag.py`` leaves the run."""
         return Path(self._configs[run.task]["common"]["save_dir"]) / run.name
 
-    def training(self, run: Run) -> argparse.Namespace:
-        """Return the settings that the run's reranker is trained with, as the paths of `utils.config` take them."""
+    def training(self, run: Run) -> Training:
+        """Return how the run's reranker is made; one with other flags or weight than the profile's has own names."""
         config = self._configs[self._trainer(run.task)]
-        return argparse.Namespace(**config["common"], **config["finetune"], answer_type=config["rag"]["answer_type"])
-
-    def training_lines(self, run: Run) -> Path:
-        """Return the training file of the run's reranker."""
-        path = training_lines_path(self.training(run))
-        return path if self._has_default_weight(run) else path.with_name(f"FinetuneDataset_{run.condition}.jsonl")
-
-    def checkpoint(self, run: Run) -> Path:
-        """Return the folder of the run's reranker; one with other flags or weight than the profile's has a suffix."""
-        own = f"_{run.reranker}" if self._own_flags(run) else ""
-        weight = "" if self._has_default_weight(run) else f"_{run.condition}"
-        return Path(f"{checkpoint_path(self.training(run))}{own}{weight}")
+        letters = {"answer_type": config["rag"]["answer_type"]}
+        settings = argparse.Namespace(**config["common"], **config["finetune"], **letters)
+        lines, checkpoint, fuse = training_lines_path(settings), checkpoint_path(settings), dict[str, Any]()
+        own = self.experiment.rerankers[run.reranker]
+        tune: dict[str, Any] = {key: value for key, value in own.items() if value != config["finetune"][key]}
+        if tune:
+            checkpoint = Path(f"{checkpoint}_{run.reranker}")
+        if run.weight != config["fusion"]["reason_weight"]:
+            checkpoint = Path(f"{checkpoint}_{run.condition}")
+            lines = lines.with_name(f"FinetuneDataset_{run.condition}.jsonl")
+            fuse = {"reason_weight": run.condition[1:], "output": lines}
+            tune["train_data"] = lines
+        if checkpoint != checkpoint_path(settings):
+            tune["output_dir"] = checkpoint
+        return Training(settings, lines, checkpoint, fuse, tune)
 
     def label(self, run: Run) -> str:
         """Return the run's condition in words; a weight of the ablation by its name there."""
@@ -114,68 +112,59 @@ class Plan:
         named = (name for name in ("radio", *FIXED_WEIGHTS) if self._weight_of(run.task, name) == run.weight)
         return label(next(named, run.condition))
 
-    def steps(self, runs: Sequence[Run]) -> list[Step]:
+    def commands(self, runs: Sequence[Run]) -> list[Command]:
         """List the commands of the runs, each once, in an order in which they can be run."""
-        steps = [step for run in runs if run.is_tuned for step in self._training_steps(run)]
+        commands = [command for run in runs if run.is_tuned for command in self._training_commands(run)]
         for run in runs:
-            steps.append(self.rag_step(run))
+            commands.append(self.rag_command(run))
             if (self._configs[run.task]["rag"] | self.experiment.tasks[run.task].flags)["answer_type"] == "letter":
-                steps.append(Step(("python", "mmlu_evaluation.py", "--run", str(self.folder(run)))))
-        return list(dict.fromkeys(steps))
+                commands.append(("python", "mmlu_evaluation.py", "--run", str(self.folder(run))))
+        return list(dict.fromkeys(commands))
 
-    def rag_step(self, run: Run) -> Step:
+    def rag_command(self, run: Run) -> Command:
         """Return the call of ``run_rag.py``."""
         task = self.experiment.tasks[run.task]
-        flags: Flags = {"run_name": run.name, **self.experiment.generators[run.generator], **task.flags}
+        flags: dict[str, Any] = {"run_name": run.name, **self.experiment.generators[run.generator], **task.flags}
         if not run.reranker:
             flags |= UNRANKED[run.condition]
         elif run.is_tuned:
             name = f"{run.reranker}_{run.condition}"
-            flags |= {"rerank_model_path": self.checkpoint(run), "rerank_model_name": name}
+            flags |= {"rerank_model_path": self.training(run).checkpoint, "rerank_model_name": name}
         else:
-            base = self.experiment.rerankers[run.reranker].get("base_model", self.training(run).base_model)
+            profile = self._configs[self._trainer(run.task)]["finetune"]
+            base = (profile | self.experiment.rerankers[run.reranker])["base_model"]
             flags |= {"rerank_model_path": base, "rerank_model_name": run.reranker}
         settings = self._configs[run.task]["rag"] | flags
-        return _step("run_rag.py", task.config, flags, settings["framework"] == "openai" and not settings["base_url"])
+        asks = self._address(settings) if settings["framework"] == "openai" else {}
+        return _command("run_rag.py", task.config, flags | asks)
 
-    def _training_steps(self, run: Run) -> list[Step]:
-        task = self._trainer(run.task)
-        profile, tune = self.experiment.tasks[task].config, self._own_flags(run)
-        fuse: Flags = {}
-        if not self._has_default_weight(run):
-            tune["train_data"] = self.training_lines(run)
-            fuse = {"reason_weight": run.condition[1:], "output": self.training_lines(run)}
-        if (checkpoint := self.checkpoint(run)) != checkpoint_path(self.training(run)):
-            tune["output_dir"] = checkpoint
+    def _training_commands(self, run: Run) -> list[Command]:
+        task, training = self._trainer(run.task), self.training(run)
+        profile = self.experiment.tasks[task].config
         return [
-            _step("llm_generation.py", profile, {}, not self._configs[task]["rationale"]["base_url"]),
-            _step("dataset_generation.py", profile, {"phase": "get_docs"}),
-            _step("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "reason"}),
-            _step("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "retrieval"}),
-            _step("score_cache_to_dataset.py", profile, fuse),
-            _step("run_finetune.sh", profile, tune),
+            _command("llm_generation.py", profile, self._address(self._configs[task]["rationale"])),
+            _command("dataset_generation.py", profile, {"phase": "get_docs"}),
+            _command("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "reason"}),
+            _command("dataset_generation.py", profile, {"phase": "generate_dataset", "method": "retrieval"}),
+            _command("score_cache_to_dataset.py", profile, training.fuse),
+            _command("run_finetune.sh", profile, training.tune),
         ]
+
+    def _address(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"base_url": self.base_url} if self.base_url and not settings["base_url"] else {}
 
     def _trainer(self, task: str) -> str:
         return self.experiment.tasks[task].reranker_task or task
-
-    def _own_flags(self, run: Run) -> Flags:
-        """Return the reranker's flags that differ from the profile's settings."""
-        profile = self._configs[self._trainer(run.task)]["finetune"]
-        return {key: value for key, value in self.experiment.rerankers[run.reranker].items() if profile[key] != value}
 
     def _weight_of(self, task: str, condition: str) -> float:
         if condition == "radio":
             return self._configs[self._trainer(task)]["fusion"]["reason_weight"]
         return FIXED_WEIGHTS[condition] if condition in FIXED_WEIGHTS else float(condition[1:])
 
-    def _has_default_weight(self, run: Run) -> bool:
-        return run.weight == self._weight_of(run.task, "radio")
 
-
-def _step(script: str, profile: str, flags: Flags, asks_server: bool = False) -> Step:
+def _command(script: str, profile: str, flags: Mapping[str, Any]) -> Command:
     words = ["sh" if script.endswith(".sh") else "python", script, "--config", profile]
     for key, value in flags.items():
         # The scripts read a list back from JSON.
         words += [f"--{key}", json.dumps(value) if isinstance(value, list) else str(value)]
-    return Step(tuple(words), asks_server)
+    return tuple(words)

@@ -1,4 +1,4 @@
-"""Tables of an experiment: means, intervals and tested differences, out of the runs' per-question scores."""
+"""Tables of an experiment, out of the runs' scores per question, and how they compare with the paper's values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.classes import outcome_settings
-from utils.config import phase_arguments
+from utils.config import UsageError, phase_arguments
 from utils.mmlu.scores import CATEGORIES, category_of
-from utils.rag.statistics import Interval, bootstrap, holm, paired_difference
+from utils.rag.metrics import Interval, bootstrap, holm, paired_difference
 from utils.store.jsonlines import read_run
 from utils.store.manifest import manifest_path, read_manifest
-from utils.tables.experiment import Table, label
+from utils.tables.experiment import PaperValue, Table, label, read_paper_values
 from utils.tables.plan import Plan, Run
 
 LEVEL = 0.05
@@ -48,12 +48,9 @@ class Cell:
         return self.p is not None and self.p < LEVEL
 
 
-@dataclass
-class TableRow:
-    """A row: its generator and reranker, its labels, one cell per column."""
+class TableRow(NamedTuple):
+    """A row: its labels, and one cell per column."""
 
-    generator: str
-    reranker: str
     labels: tuple[str, ...]
     cells: list[Cell]
 
@@ -81,6 +78,7 @@ class Results:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
+        self.paper = read_paper_values(plan.experiment)
         self.of = functools.cache(self._read)
 
     def values(self, run: Run, metric: str) -> dict[str, float]:
@@ -100,15 +98,11 @@ class Results:
         columns = [column for column in asked if self._has(table, *column)]
         shown = [part for part in ("generator", "reranker") if len(getattr(table, f"{part}s")) > 1]
         rows = []
-        for generator, reranker in self.plan.row_groups(table):
-            parts = {"generator": generator, "reranker": reranker}
-            for condition in table.conditions:
-                cells = [
-                    self._cell((task, generator, reranker), condition, metric, table.baseline)
-                    for task, metric in columns
-                ]
-                labels = (*(parts[part] for part in shown), label(condition))
-                rows.append(TableRow(generator, reranker, labels, cells))
+        for generator, reranker, condition in self.plan.rows(table):
+            names = {"generator": generator, "reranker": reranker}
+            places = [(task, generator, reranker, condition, metric) for task, metric in columns]
+            cells = [self._cell(*place, table.baseline) for place in places]
+            rows.append(TableRow((*(names[part] for part in shown), label(condition)), cells))
         dropped = [column for column in asked if column not in columns]
         filled = FilledTable(name, table.caption, table.baseline, (*shown, "condition"), columns, dropped, rows)
         tested = [(cell, cell.p_raw) for cell in filled.cells if cell.p_raw is not None]
@@ -122,7 +116,7 @@ class Results:
         if not all((folder / name).exists() for name in (ANSWERS, MANIFEST)):
             return None
         manifest = read_manifest(folder / MANIFEST)
-        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_step(run).words[2:])
+        args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_command(run)[2:])
         wanted = {"request": None} | outcome_settings(args)  # a run without this setting has no such key
         changed = [key for key, value in wanted.items() if manifest["settings"].get(key) != value]
         # A fine-tuned reranker has a manifest; one from the hub is taken by its name.
@@ -144,9 +138,12 @@ class Results:
         made = [run for run in self.plan.runs([table]) if run.task == task and self.of(run)]
         return not made or any(self.values(run, metric) for run in made)
 
-    def _cell(self, parts: tuple[str, str, str], condition: str, metric: str, baseline: str) -> Cell:
-        run, base = self.plan.run(*parts, condition), self.plan.run(*parts, baseline)
+    def _cell(self, task: str, generator: str, reranker: str, condition: str, metric: str, baseline: str) -> Cell:
+        run, base = (self.plan.run(task, generator, reranker, name) for name in (condition, baseline))
         cell, values = Cell(run, condition, metric), self.values(run, metric)
+        place = (task, generator, reranker, condition, metric)
+        printed = [v for v in self.paper.values if (v.task, v.generator, v.reranker, v.condition, v.metric) == place]
+        cell.paper_value = "; ".join(map(str, printed))
         if not values:
             return cell
         cell.found = bootstrap(list(values.values()), self.seed)
@@ -155,3 +152,38 @@ class Results:
             paired = [against[key] for key in values]
             cell.difference, cell.p_raw = paired_difference(list(values.values()), paired, self.seed)
         return cell
+
+    def compare(self) -> tuple[list[str], bool]:
+        """Compare the paper's values with the runs; return a line for each, and whether all comparable ones agree."""
+        if self.plan.experiment.paper_values is None:
+            raise UsageError("--check: the experiment names no file of the paper's values ('paper_values')")
+        lines, verdicts = [], []
+        for value in self.paper.values:
+            if None in (value.task, value.generator, value.reranker):
+                lines.append(f"not compared: {value.metric} {value.value:g} ({value.source}): {value.remark}")
+                continue
+            measured = self._measured(value)
+            tolerance = self.paper.tolerance if value.tolerance is None else value.tolerance
+            verdicts.append(measured is not None and abs(measured - value.value) <= tolerance)
+            names = f"{value.task} {value.generator} {value.reranker} {value.condition} {value.metric}"
+            unit = f"gain over {value.relative_to} in percent" if value.relative_to else "percent"
+            found = "nothing" if measured is None else f"{measured:.2f}"
+            lines.append(
+                f"{'agrees' if verdicts[-1] else 'MISS'}: {names}, {unit}: {value.value:g} in the paper "
+                f"({value.source}), {found} measured, tolerance {tolerance:g}"
+            )
+        skipped = len(self.paper.values) - len(verdicts)
+        lines.append(f"{sum(verdicts)} of {len(verdicts)} paper values agree, {skipped} are not compared")
+        return lines, bool(verdicts) and all(verdicts)
+
+    def _measured(self, value: PaperValue) -> float | None:
+        """Return our own number in the value's unit; None if its runs are not made."""
+        parts = str(value.task), str(value.generator), str(value.reranker)
+        runs = [self.plan.run(*parts, condition) for condition in (value.condition, value.relative_to) if condition]
+        scores = [self.values(run, value.metric).values() for run in runs]
+        if not all(scores):
+            return None
+        means = [sum(found) / len(found) for found in scores]
+        if not value.relative_to:
+            return 100 * means[0]
+        return 100 * (means[0] / means[1] - 1) if means[1] else None

@@ -33,7 +33,6 @@ from utils.store.rows import TrainingGroup
 MODULE = "utils.training.train_reranker"
 COMPLETE = "complete"  # this file in a checkpoint's folder says that the checkpoint is whole
 MADE_WITH = ".made_with"  # this file in an unfinished folder names inputs and settings; fingerprints skip dot files
-TRAINED = ".trained"  # this file says that training has ended well
 PARENT = "TRAINING_PID"  # environment variable: the process that training must not outlive
 # Passed on under FlagEmbedding's and transformers' own names.
 PASSED_ON = (
@@ -57,30 +56,30 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
     if args.nnodes > 1:  # left out otherwise, so that manifests of earlier versions still match
         settings["nnodes"] = args.nnodes
     phase = Phase(output, [train_data, args.base_model], settings, folder=True)
-    if phase.manifest.exists() and not args.node_rank:
-        remove_marks(output)
     if phase.is_done(args.overwrite):
+        (output / MADE_WITH).unlink(missing_ok=True)  # a kill came just after the manifest
         return 0
-    if _made_with(output) != phase.key and output.exists() and any(output.iterdir()) and not phase.manifest.exists():
+    has_manifest = phase.manifest.exists()
+    is_trained = not has_manifest and _made_with(output) == phase.key  # a kill came just before the manifest
+    if not (has_manifest or is_trained) and output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty and was not made by this script; choose another --output_dir")
     groups = check_training_file(train_data, args)
     base_model = local_model(args.base_model)
     check_pair_length(base_model, args)
-
     unfinished = output.with_name(f"{output.name}.unfinished")
     command = [*starter, *training_command(args, base_model, train_data, unfinished)]
     if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
         return train(command, unfinished)
     with locked(unfinished):
-        if _made_with(output) != phase.key:
+        if not is_trained:
             prepare(unfinished, phase.key)
-            if not (unfinished / TRAINED).exists():
-                if train(command, unfinished):
-                    return 1
-                (unfinished / TRAINED).touch()
+            if train(command, unfinished):
+                return 1
             put_in_place(unfinished, output, phase.manifest)
+        for checkpoint in output.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
         phase.finish(groups)
-        remove_marks(output)
+        (output / MADE_WITH).unlink(missing_ok=True)
     return 0
 
 
@@ -96,25 +95,14 @@ def train(command: list[str], unfinished: Path) -> int:
 
 
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
-    """Give a trained model its name; its marks stay until its manifest is written, so that no kill costs the training.
-
-    An earlier model's manifest goes too: it would describe the wrong model.
-    """
-    for checkpoint in unfinished.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    for path in unfinished.iterdir():
+    """Give a trained model its name. An earlier model's manifest goes: it would describe the wrong model."""
+    for path in filter(Path.is_file, unfinished.iterdir()):
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(output, ignore_errors=True)
     manifest.unlink(missing_ok=True)
     os.replace(unfinished, output)
     sync_folder(output.parent)
-
-
-def remove_marks(output: Path) -> None:
-    """Remove the marks of a folder that has a manifest."""
-    for mark in (TRAINED, MADE_WITH):
-        (output / mark).unlink(missing_ok=True)
 
 
 def _made_with(folder: Path) -> str | None:
@@ -143,21 +131,18 @@ def check_training_file(path: Path, args: argparse.Namespace) -> int:
     """Read every line before a model loads; return the number of groups, at least one batch over all processes."""
     if path.suffix not in (".json", ".jsonl"):
         raise UsageError(f"{path}: FlagEmbedding reads training files whose name ends in .jsonl or .json, no others")
-    groups, repeated = 0, 0
+    groups = 0
     for number, raw in read_jsonl(path, "python score_cache_to_dataset.py --dataset NAME"):
         where = f"{path}:{number}"
         group = parse_row(raw, TrainingGroup, where)
         for field in ("pos", "neg"):
             if not getattr(group, field):
                 raise UsageError(f"{where}: field '{field}' is an empty list; FlagEmbedding cannot draw from it")
-        repeated += len(group.neg) < args.train_group_size - 1
         groups += 1
     batch = args.per_device_train_batch_size * args.nproc_per_node * args.nnodes
     if groups < batch:
         flags = "--per_device_train_batch_size, --nproc_per_node or --nnodes"
         raise UsageError(f"{path} has {groups} lines, fewer than one batch of {batch}; make more, or lower {flags}")
-    if repeated:
-        print(f"{repeated} of {groups} lines have fewer than {args.train_group_size - 1} negatives; some are repeated")
     return groups
 
 

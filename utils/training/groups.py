@@ -1,22 +1,29 @@
-"""FlagEmbedding's training file: fused rankings sampled into groups of positives and negatives."""
+"""From two score caches to FlagEmbedding's training file: joined, fused, ranked, and sampled into groups.
+
+Two formats of a cache are read, told apart by their fields:
+
+- own: ``{id, query, passage_ids, scores}``; far smaller, texts are looked up by passage id;
+- published: ``{query, content: [[passage, score], ...]}``, where a passage's text is its identity.
+"""
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from utils.config import UsageError
-from utils.method import SAMPLERS, passages_needed
+from utils.method import SAMPLERS, descending, fuse, passages_needed
 from utils.retrieval.answers import has_answer
-from utils.store.jsonlines import write_lines
-from utils.store.lookup import LineIndex, PassageTexts
+from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, write_lines
 from utils.store.manifest import Phase
-from utils.store.rows import TrainingGroup
-from utils.training.score_caches import Ranked, fused_rankings, is_published, open_cache
+from utils.store.rows import PublishedScored, Scored, TrainingGroup
+
+SAME_DOCS = "both caches must come from the same train_docs file"
 
 
 def check_sampling(sampling: str, topk: int) -> None:
@@ -52,60 +59,110 @@ def write_training_file(
     if phase.is_done(overwrite):
         return
     reason, retrieval = open_cache(reason_cache, "reason"), open_cache(retrieval_cache, "retrieval")
-    if is_published(reason) != is_published(retrieval):
-        raise UsageError(f"{reason_cache} and {retrieval_cache} have different formats; make both by the same command")
-    texts = None if is_published(reason) else PassageTexts(passages)
-    counts = Counter({"questions without a rationale score": sum(key not in reason for key in retrieval)})
-    rankings = tqdm(fused_rankings(reason, retrieval, weight, counts), "fuse", len(reason), unit="question")
-    groups = training_groups(rankings, sampling, topk, counts, texts, _golden_answers(docs))
-    first = next(groups, None)
-    if first is None:
-        raise UsageError(f"no training line could be made of {reason_cache} and {retrieval_cache}: {dict(counts)}")
-    rows = write_lines(output, itertools.chain([first], groups))
-    kinds = [f"{kind}{suffix}" for kind in ("positives", "negatives") for suffix in ("", " with an answer")]
-    facts = {fact: counts.pop(fact) for fact in ("constant score lists", *kinds) if fact in counts}
-    if all(kind in facts for kind in kinds):
+    _, first = reason[next(iter(reason))]
+    texts = PassageTexts(passages) if "passage_ids" in first else None
+    candidates = LineIndex(docs) if docs.exists() else None
+    dropped = Counter({"questions without a rationale score": sum(key not in reason for key in retrieval)})
+    facts: Counter[str] = Counter()
+    rankings = tqdm(fused_rankings(reason, retrieval, weight, dropped, facts), "fuse", len(reason), unit="question")
+    rows = write_lines(output, training_groups(rankings, sampling, topk, texts, candidates, dropped, facts))
+    if "positives with an answer" in facts:
         shares = [facts[f"{kind} with an answer"] / facts[kind] for kind in ("positives", "negatives")]
         print(f"{shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer")
-    phase.finish(rows, counts, facts=facts)
+    phase.finish(rows, dropped, facts=facts)
+
+
+def open_cache(path: str | os.PathLike[str], method: str) -> LineIndex:
+    """Open a cache for access by question: by id in the own format, by text in the published one."""
+    made_by = f"python dataset_generation.py --dataset NAME --phase generate_dataset --method {method}"
+    return LineIndex(path, made_by)
+
+
+class Ranked(NamedTuple):
+    """One question's passages after fusion, best first; ``passages`` are ids (own format) or texts (published)."""
+
+    key: str
+    query: str
+    passages: list[str]
+
+
+def fused_rankings(
+    reason: LineIndex, retrieval: LineIndex, weight: float, dropped: Counter[str], facts: Counter[str]
+) -> Iterator[Ranked]:
+    """Join two caches by question and passage, fuse, and rank, in the order of the rationale cache.
+
+    Equal fused scores keep its order too, as in the published script. Of a repeated passage the best score is kept. If
+    all scores of a question are equal in one cache, the other decides; in both, the question is left out.
+    """
+    for key in reason:
+        where, raw = reason[key]
+        if key not in retrieval:
+            raise UsageError(f"{where}: question {key[:80]!r} is not in {retrieval.path}; {SAME_DOCS}")
+        other_where, other_raw = retrieval[key]
+        query, rationale = _read_scores(raw, where, dropped)
+        _, retrieved = _read_scores(other_raw, other_where, dropped)
+        if rationale.keys() != retrieved.keys():
+            single = len(rationale.keys() ^ retrieved.keys())
+            raise UsageError(f"{where} and {other_where}: {single} passages stand in one cache only; {SAME_DOCS}")
+        ours, theirs = list(rationale.values()), [retrieved[passage] for passage in rationale]
+        # A list of weight 0 takes no part in the order.
+        constant = [min(scores) == max(scores) for scores, w in ((ours, weight), (theirs, 1 - weight)) if w]
+        if all(constant):
+            dropped["questions without any order"] += 1
+            continue
+        facts["constant score lists"] += sum(constant)
+        passages = list(rationale)
+        yield Ranked(key, query, [passages[i] for i in descending(fuse(ours, theirs, weight)).tolist()])
+
+
+def _read_scores(raw: dict[str, Any], where: str, dropped: Counter[str]) -> tuple[str, dict[str, float]]:
+    """Return question, and passage -> score, best first."""
+    if "content" in raw:
+        published = parse_row(raw, PublishedScored, where)
+        query, pairs = published.query, published.content
+    else:
+        own = parse_row(raw, Scored, where)
+        query, pairs = own.query, list(zip(own.passage_ids, own.scores, strict=True))
+    if not pairs:
+        raise UsageError(f"{where}: the question has no passages")
+    found: dict[str, float] = {}
+    for passage, score in sorted(pairs, key=lambda pair: -pair[1]):
+        found.setdefault(passage, score)
+    dropped["repeated passages"] += len(pairs) - len(found)
+    return query, found
 
 
 def training_groups(
     rankings: Iterable[Ranked],
     sampling: str,
     topk: int,
-    counts: Counter[str],
     texts: PassageTexts | None,
-    answers_of: Callable[[str], list[str]] | None,
+    candidates: LineIndex | None,
+    dropped: Counter[str],
+    facts: Counter[str],
 ) -> Iterator[TrainingGroup]:
-    """Sample groups from the first ``topk`` distinct texts of each ranking; ``counts`` receives the statistics.
+    """Sample groups from the first ``topk`` distinct texts of each ranking; at least one, or it is an error.
 
     A repeated text is left out: a positive that comes back as its own negative teaches nothing. ``texts`` is None if
-    the rankings hold texts in place of passage ids.
+    the rankings hold texts in place of passage ids; ``candidates``, by question id, have the golden answers.
     """
-    for ranking in rankings:
+    for key, query, passages in rankings:
         kept: dict[str, None] = {}  # distinct texts
-        for passage in ranking.passages:
+        for passage in passages:
             if len(kept) == topk:
                 break
             text = passage if texts is None else texts[passage]
-            counts["repeated passages"] += text in kept
+            dropped["repeated passages"] += text in kept
             kept[text] = None
         if len(kept) < passages_needed(sampling, topk):
-            counts["questions with too few passages"] += 1
+            dropped["questions with too few passages"] += 1
             continue
-        answers = answers_of(ranking.query_id) if answers_of and ranking.query_id is not None else None
+        answers = candidates[key][1]["golden_answers"] if candidates and key in candidates else None
         for positives, negatives in SAMPLERS[sampling](list(kept)):
             for kind, part in (("positives", positives), ("negatives", negatives)):
-                counts[kind] += len(part)
+                facts[kind] += len(part)
                 if answers is not None:
-                    counts[f"{kind} with an answer"] += sum(has_answer(answers, text) for text in part)
-            yield TrainingGroup(query=ranking.query, pos=positives, neg=negatives)
-
-
-def _golden_answers(docs: Path) -> Callable[[str], list[str]] | None:
-    """Return a function from question id to answers, none for an unknown question; None if the file is not there."""
-    if not docs.exists():
-        return None
-    candidates = LineIndex(docs, lambda row: str(row["id"]))
-    return lambda query_id: candidates[query_id][1]["golden_answers"] if query_id in candidates else []
+                    facts[f"{kind} with an answer"] += sum(has_answer(answers, text) for text in part)
+            yield TrainingGroup(query=query, pos=positives, neg=negatives)
+    if not facts["positives"]:
+        raise UsageError(f"no training line could be made of the score caches: {dict(dropped)}")

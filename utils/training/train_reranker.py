@@ -42,12 +42,8 @@ class EpochDataset(AbsRerankerTrainDataset):
     epoch = 0
 
     def __getitem__(self, item: int) -> Any:
-        state = random.getstate()
-        random.seed(f"{self.seed} {self.epoch} {item}")
-        try:
-            return super().__getitem__(item)
-        finally:
-            random.setstate(state)
+        random.seed(f"{self.seed} {self.epoch} {item}")  # nothing else in a training draws from this generator
+        return super().__getitem__(item)
 
 
 class EpochCallback(TrainerCallback):

@@ -12,16 +12,19 @@ from typing import Any
 import orjson
 from jinja2 import Environment, StrictUndefined
 
-from utils.config import UsageError, dataset_dir
+from utils.config import UsageError, dataset_dir, docs_path
+from utils.method import descending, fuse
+from utils.retrieval.answers import has_answer
 from utils.store.files import atomic
-from utils.store.manifest import UNFINISHED, read_manifest
+from utils.store.jsonlines import PassageTexts, parse_row, passages_path, read_jsonl, read_rows
+from utils.store.manifest import UNFINISHED, manifest_path, read_manifest
+from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
 from utils.tables.experiment import EXPERIMENTS, label, read_experiment
 from utils.tables.formats import headings, note, shown
-from utils.tables.paper_values import fill_tables
 from utils.tables.plan import Plan, Run
-from utils.tables.report.explorer import views
 from utils.tables.report.plots import plots
-from utils.tables.results import MANIFEST, Cell, FilledTable, Results
+from utils.tables.results import MANIFEST, Results
+from utils.training.groups import open_cache
 
 
 def write_report(profile: str, questions: int, output: Path | None, seed: int) -> str:
@@ -31,11 +34,12 @@ def write_report(profile: str, questions: int, output: Path | None, seed: int) -
     runs = [run for run in plan.runs(experiment.tables.values()) if results.of(run)]
     if not runs:
         raise UsageError(f"no run is finished; run: python paper_tables.py --profile {profile} --run")
-    tables, explored = fill_tables(results, experiment.tables), views(results, runs, questions)
+    tables = [results.fill(name, table) for name, table in experiment.tables.items()]
+    explored = views(results, runs, questions)
     data = {
         "title": f"RADIO: {experiment.title}",
         "subtitle": f"{len(runs)} runs, seed {seed}. python paper_tables.py --profile {profile} --run",
-        "tables": [_table(table) for table in tables],
+        "tables": tables,
         "plots": plots(results, tables, explored),
         "explored": f"The first {questions} questions of each kind. Training questions have rationales.",
         **phases(plan, runs),
@@ -59,7 +63,7 @@ def render(data: dict[str, Any], explorer: dict[str, Any]) -> str:
     # "<" ends the script element if a passage holds "</script>"; its escape is the same character to JSON.
     embedded = orjson.dumps(explorer).decode().replace("<", "\\u003c")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["data_uri"] = data_uri
+    environment.globals |= {"headings": headings, "label": label, "note": note, "shown": shown, "data_uri": data_uri}
     template = environment.from_string(page)
     return template.render(**data, policy=policy, script=script, style=style, explorer=embedded)
 
@@ -72,12 +76,12 @@ def data_uri(svg: str) -> str:
 def phases(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
     """Return what every finished phase made, dropped, took and cost, and the machines and versions, from manifests."""
     tuned, paths = [run for run in runs if run.is_tuned], []
-    for folder in dict.fromkeys(dataset_dir(plan.training(run)) for run in tuned):
+    for folder in dict.fromkeys(dataset_dir(plan.training(run).settings) for run in tuned):
         paths += sorted(folder.rglob("*.manifest.json"), key=lambda path: path.stat().st_mtime)
-    paths += [Path(f"{plan.checkpoint(run)}.manifest.json") for run in tuned]
+    paths += [manifest_path(plan.training(run).checkpoint) for run in tuned]
     for manifest in (plan.folder(run) / MANIFEST for run in runs):
         stages = read_manifest(manifest)["facts"].get("stages", {})
-        paths += [*(Path(f"{stage}.manifest.json") for stage in stages.values()), manifest]
+        paths += [*(manifest_path(Path(stage)) for stage in stages.values()), manifest]
     made = [read_manifest(path) for path in dict.fromkeys(paths) if path.exists()]
     made = [found for found in made if UNFINISHED not in found]
     versions = {f"{name} {version}" for found in made for name, version in found["versions"].items()}
@@ -99,20 +103,98 @@ def _phase(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(table: FilledTable) -> dict[str, Any]:
-    caption, heads = headings(table)
-    return {
-        "caption": caption,
-        "labels": len(table.label_names),
-        "heads": [*table.label_names, *heads],
-        "rows": [{"labels": row.labels, "cells": [_cell(cell, table) for cell in row.cells]} for row in table.rows],
-        "note": note(table),
-    }
+def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, Any]]:
+    """Return the explorer's views: the first test questions of every task, then training questions, with passages."""
+    plan, found = results.plan, []
+    for task in plan.experiment.tasks:
+        if mine := [run for run in runs if run.task == task]:
+            found.append({"kind": "test", "name": f"{task}: test", **answered_questions(results, mine, limit)})
+    # One reranker per folder of training data: the first.
+    made_by = {dataset_dir(plan.training(run).settings): run for run in reversed(runs) if run.is_tuned}
+    for folder, run in made_by.items():
+        if (folder / "reason/score_cache.jsonl").exists():  # a reranker can outlive its training data
+            name = f"{folder.name}: training"
+            found.append({"kind": "training", "name": name, **training_questions(plan, run, limit)})
+    return found
 
 
-def _cell(cell: Cell, table: FilledTable) -> dict[str, str]:
-    mean, interval = shown(cell)
-    title = ""
-    if cell.difference:
-        title = f"difference to {label(table.baseline)}: {cell.difference}, p = {cell.p:.3g} (Holm)"
-    return {"mean": mean, "interval": interval, "title": title, "paper_value": cell.paper_value}
+def answered_questions(results: Results, runs: Sequence[Run], limit: int) -> dict[str, Any]:
+    """Return questions of one task as each finished run ranked and answered them."""
+    found: dict[str, dict[str, Any]] = {}
+    texts: dict[str, str] = {}
+    labels: dict[str, str] = {}  # a run's condition, and its generator and reranker where the task has several
+    several = [part for part in ("generator", "reranker") if len({getattr(run, part) for run in runs} - {""}) > 1]
+    for run in runs:
+        labels[run.name] = ", ".join(filter(None, [results.plan.label(run), *(getattr(run, p) for p in several)]))
+        made = results.of(run)
+        assert made is not None
+        ranked = _ranked(made.manifest, limit, texts)
+        for row in made.rows[:limit]:
+            fields = {"id": row["id"], "question": row["question"], "answers": row["golden_answers"]}
+            entry = found.setdefault(row["id"], fields | {"relevant": [], "runs": {}})
+            ranking, score = ranked.get(row["id"], []), row["output"]["metric_score"]
+            if made.manifest["settings"]["answer_type"] == "text" and not entry["relevant"]:
+                entry["relevant"] = [pid for pid, _ in ranking if has_answer(row["golden_answers"], texts[pid])]
+            entry["runs"][run.name] = {
+                "pred": row["output"].get("pred"),
+                "right": bool(score["em"]) if "em" in score else None,
+                "f1": score.get("f1"),
+                "ranking": ranking,
+            }
+    return {"runs": labels, "questions": list(found.values()), "passages": texts}
+
+
+def _ranked(manifest: dict[str, Any], limit: int, texts: dict[str, str]) -> dict[str, Any]:
+    """Return question id -> [[passage id, score], ...] best first, of a run; add the passages to ``texts``."""
+    if not (stages := manifest["facts"].get("stages")):
+        return {}
+    stored = PassageTexts(passages_path(stages["retrieval"]))
+    rows = read_rows(Path(stages["reranking"]), Candidates, limit=limit)
+    texts.update((pid, stored[pid]) for row in rows for pid in row.passage_ids if pid not in texts)
+    return {row.id: [[p, round(s, 4)] for p, s in zip(row.passage_ids, row.scores, strict=True)] for row in rows}
+
+
+def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
+    """Return training questions of a run's reranker, each with its rationale and its passages by fused score."""
+    training = plan.training(run)
+    settings = training.settings
+    folder, stored = dataset_dir(settings), PassageTexts(passages_path(docs_path(settings)))
+    retrieval = open_cache(folder / "retrieval/score_cache.jsonl", "retrieval")
+    scored = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
+    roles = _roles(training.lines, {row.query for row in scored.values()})
+    questions, texts = [], {}
+    for rationale in read_rows(folder / "reason/train_with_reason.jsonl", Rationale):
+        if (row := scored.get(rationale.id)) is None:
+            continue
+        retrieved = parse_row(retrieval[row.id][1], Scored, str(folder))
+        by_retrieval = dict(zip(retrieved.passage_ids, retrieved.scores, strict=True))
+        scores = {"retrieval": [by_retrieval[pid] for pid in row.passage_ids], "rationale": row.scores}
+        scores["fused"] = fuse(row.scores, scores["retrieval"], run.weight).tolist()
+        # explorer.js expects the ranks by retrieval, rationale and fused score, in this order.
+        # The argsort of an order is each passage's place in it.
+        ranks = [(descending(values).argsort() + 1).tolist() for values in scores.values()]
+        passages = []
+        for i in descending(scores["fused"]).tolist():
+            pid = row.passage_ids[i]
+            text = texts[pid] = stored[pid]
+            passage = {"id": pid, **{kind: round(values[i], 4) for kind, values in scores.items()}}
+            passage["ranks"] = [ranking[i] for ranking in ranks]
+            passage["role"] = roles.get((row.query, text), "")
+            # Nearly every passage contains a letter.
+            passage["answer"] = int(settings.answer_type == "text" and has_answer(rationale.golden_answers, text))
+            passages.append(passage)
+        fields = {"id": row.id, "question": rationale.question, "answers": rationale.golden_answers}
+        questions.append(fields | {"rationale": rationale.reason, "passages": passages})
+    return {"questions": questions, "passages": texts}
+
+
+def _roles(lines: Path, queries: set[str]) -> dict[tuple[str, str], str]:
+    """Return (query, passage text) -> positive or negative, or both over a query's several lines."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for number, raw in read_jsonl(lines):
+        if raw.get("query") in queries:
+            group = parse_row(raw, TrainingGroup, f"{lines}:{number}")
+            for role, texts in (("positive", group.pos), ("negative", group.neg)):
+                for text in texts:
+                    found.setdefault((group.query, text), set()).add(role)
+    return {key: ", ".join(sorted(roles, reverse=True)) for key, roles in found.items()}

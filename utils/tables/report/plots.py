@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.mmlu.scores import CATEGORIES
-from utils.rag.statistics import Interval
 from utils.tables.experiment import WEIGHT
 from utils.tables.results import FilledTable, Results
 
-# Name -> last rank of the bin.
-RANK_BINS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-10": 10, "11-20": 20, "over 20": 10**9, "none": 0}
 COLORS = ["#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#9c6b4e"]
 
 
 def plots(results: Results, tables: Sequence[FilledTable], views: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return captions and pictures of all plots that the finished runs allow."""
-    found = [(table.caption, draw(table)) for draw in (weight_sweep, category_bars) for table in tables]
+    found = [(table.caption, weight_sweep(table)) for table in tables]
     for view in views:
         if view["kind"] == "training":
             found.append((f"Scores of the candidates, {view['name']}", score_distributions(view["questions"])))
@@ -28,7 +23,7 @@ def plots(results: Results, tables: Sequence[FilledTable], views: Sequence[Mappi
     for task in plan.experiment.tasks:
         runs = [plan.run(task, generator, reranker, condition) for condition in ("retriever", "base", "radio")]
         ranks = {plan.label(run): list(values.values()) for run in runs if (values := results.values(run, "mrr"))}
-        found.append((f"Rank of the first passage with an answer, {task}", first_answer_ranks(ranks)))
+        found.append((f"Answer recall by rank, {task}", recall_by_rank(ranks)))
     return [{"caption": caption, "svg": svg} for caption, svg in found if svg]
 
 
@@ -42,45 +37,37 @@ def weight_sweep(table: FilledTable) -> str | None:
     weights = [float(row.cells[0].condition[1:]) for row in rows]
     for i, (task, metric) in enumerate(table.columns):
         found = [interval for row in rows if (interval := row.cells[i].found)]
+        # Equal values have no interval: a bar of length zero.
+        lower = [f.mean - (f.mean if f.low is None else f.low) for f in found]
+        upper = [(f.mean if f.high is None else f.high) - f.mean for f in found]
         # Set apart, so that bars at one weight do not hide each other.
         x = [weight + 0.006 * (i - len(table.columns) / 2) for weight in weights]
-        axes.errorbar(x, [f.mean for f in found], _errors(found), marker="o", capsize=3, label=f"{task} {metric}")
+        axes.errorbar(x, [f.mean for f in found], [lower, upper], marker="o", capsize=3, label=f"{task} {metric}")
     axes.set_xlabel("weight of the rationale score")
     axes.set_xticks(weights)
     return _svg(figure, axes)
 
 
-def category_bars(table: FilledTable) -> str | None:
-    """Draw MMLU's categories by condition, with intervals."""
-    columns = [i for i, (_, metric) in enumerate(table.columns) if metric in CATEGORIES]
-    rows = [row for row in table.rows if columns and all(row.cells[i].found for i in columns)]
-    if not rows:
+def recall_by_rank(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str | None:
+    """Draw answer recall at each rank, from label -> one reciprocal rank per question."""
+    curves = {name: recall(values) for name, values in reciprocal_ranks.items()}
+    if not any(curves.values()):
         return None
-    groups = [[interval for i in columns if (interval := row.cells[i].found)] for row in rows]
-    figure, axes = _bars([table.columns[i][1] for i in columns], [", ".join(row.labels) for row in rows], groups)
-    axes.set_ylabel("exact match")
-    axes.axhline(0.25, color="gray", linewidth=0.8, linestyle="--")  # a guess among four letters
+    figure, axes = _figure()
+    for name, curve in curves.items():
+        axes.plot(range(1, len(curve) + 1), curve, marker=".", label=name)
+    axes.set_xlabel("k")
+    axes.set_ylabel("share of questions with\nan answer in the first k passages")
     return _svg(figure, axes)
 
 
-def first_answer_ranks(reciprocal_ranks: Mapping[str, Sequence[float]]) -> str | None:
-    """Draw the rank of the first passage with an answer, from label -> one reciprocal rank per question."""
-    if not reciprocal_ranks:
-        return None
-    shares = [rank_shares(values) for values in reciprocal_ranks.values()]
-    names = [name for name in RANK_BINS if any(found[name] for found in shares)]
-    groups = [[Interval(found[name], None, None, 0) for name in names] for found in shares]
-    figure, axes = _bars(names, list(reciprocal_ranks), groups)
-    axes.set_xlabel("rank of the first passage with an answer")
-    axes.set_ylabel("share of questions")
-    return _svg(figure, axes)
+def recall(reciprocal_ranks: Sequence[float]) -> list[float]:
+    """Return the share of questions with an answer in the first k passages, for k = 1 up to the last first answer.
 
-
-def rank_shares(reciprocal_ranks: Sequence[float]) -> dict[str, float]:
-    """Return the share of questions in each of `RANK_BINS`; a reciprocal rank of 0 means no passage has an answer."""
-    ranks = [round(1 / value) if value else 0 for value in reciprocal_ranks]
-    bins = Counter(next(name for name, last in RANK_BINS.items() if rank <= last) if rank else "none" for rank in ranks)
-    return {name: bins[name] / len(ranks) for name in RANK_BINS}
+    A reciprocal rank of 0 means that no passage has an answer.
+    """
+    ranks = [round(1 / value) for value in reciprocal_ranks if value]
+    return [sum(rank <= k for rank in ranks) / len(reciprocal_ranks) for k in range(1, max(ranks, default=0) + 1)]
 
 
 def score_distributions(questions: Sequence[Mapping[str, Any]]) -> str | None:
@@ -96,24 +83,6 @@ def score_distributions(questions: Sequence[Mapping[str, Any]]) -> str | None:
         axes.set_xlabel(f"{kind} score")
     both[0].set_ylabel("density")
     return _svg(figure, *both)
-
-
-def _bars(names: Sequence[str], labels: Sequence[str], groups: Sequence[Sequence[Interval]]) -> tuple[Any, Any]:
-    """Draw groups of bars side by side: a group per name, in it a bar per label."""
-    figure, axes = _figure()
-    width = 0.8 / len(groups)
-    for j, (label, found) in enumerate(zip(labels, groups, strict=True)):
-        x = [k + width * (j - (len(groups) - 1) / 2) for k in range(len(names))]
-        errors = _errors(found) if any(f.low is not None for f in found) else None
-        axes.bar(x, [f.mean for f in found], width, yerr=errors, capsize=2, label=label)
-    axes.set_xticks(range(len(names)), names)
-    return figure, axes
-
-
-def _errors(found: Sequence[Interval]) -> list[list[float]]:
-    """Return the distances to the ends of the intervals; zero where there is no interval."""
-    pairs = [(0.0, 0.0) if f.low is None or f.high is None else (f.mean - f.low, f.high - f.mean) for f in found]
-    return [[low for low, _ in pairs], [high for _, high in pairs]]
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:

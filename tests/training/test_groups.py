@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from utils.config import UsageError
 from utils.method import fuse
-from utils.training.groups import write_training_file
-from utils.training.score_caches import fused_rankings, open_cache
+from utils.training.groups import fused_rankings, open_cache, write_training_file
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -49,35 +48,6 @@ def test_golden_lines_come_out_field_for_field(run_script, tmp_path, sampling):
     assert result.returncode == 0, result.stderr
     assert output.read_text().splitlines() != []
     assert read_jsonl(output) == read_jsonl(GOLDEN / f"expected_{sampling}.jsonl")
-
-
-def test_caches_are_written_in_the_published_format_and_give_the_same_lines(run_script, tmp_path):
-    chance = random.Random(0)
-    ids = [f"p{i}" for i in range(60)]
-    write_jsonl(
-        tmp_path / "dataset/own/train_docs_20000.passages.jsonl", [{"id": i, "contents": f"text {i}"} for i in ids]
-    )
-    for kind in ("reason", "retrieval"):
-        rows = []
-        for number in range(30):
-            scored = sorted(((chance.random(), pid) for pid in ids[:50]), reverse=True)
-            scores, passages = [score for score, _ in scored], [pid for _, pid in scored]
-            rows.append({"id": f"q{number}", "query": f"question {number}", "passage_ids": passages, "scores": scores})
-        write_jsonl(tmp_path / f"dataset/own/{kind}/score_cache.jsonl", rows)
-    result = run_script("score_cache_to_dataset.py", "--dataset", "own", "--publish", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    lines = read_jsonl(tmp_path / "dataset/own/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl")
-    both = [tmp_path / f"dataset/own/{kind}/score_cache.published.jsonl" for kind in ("reason", "retrieval")]
-    for path, own in zip(both, ("reason", "retrieval"), strict=True):
-        first, ours = read_jsonl(path)[0], read_jsonl(tmp_path / f"dataset/own/{own}/score_cache.jsonl")[0]
-        assert list(first) == ["query", "content"]
-        expected = [[f"text {p}", s] for p, s in zip(ours["passage_ids"], ours["scores"], strict=True)]
-        assert first["content"] == expected
-    assert fuse_files(tmp_path, *both)[0] == lines
-    words = ["--reason_cache", both[0], "--retrieval_cache", both[1], "--publish", "--output", "again.jsonl"]
-    again = run_script("score_cache_to_dataset.py", "--dataset", "own", *words, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "has the published format already" in again.stderr
 
 
 def restated(reason, retrieval, weight, sampling):
@@ -231,7 +201,7 @@ def test_questions_are_ranked_as_the_definition_says(tmp_path_factory, lists, we
             scores = [float(pair[kind]) for pair in pairs] + ends
             rows[kind].append({"id": str(number), "query": f"q{number}", "passage_ids": ids, "scores": scores})
     reason, retrieval = (open_cache(path, "reason") for path in caches(tmp_path_factory.mktemp("ranked"), *rows))
-    ranked = list(fused_rankings(reason, retrieval, weight, Counter()))
+    ranked = list(fused_rankings(reason, retrieval, weight, Counter(), Counter()))
     assert [question.query for question in ranked] == [row["query"] for row in rows[0]]
     assert [question.passages for question in ranked] == list(by_definition(*rows, weight))
 
@@ -271,8 +241,8 @@ BAD = {
     "other passages": ([numbered(25)], [published("q", [(f"other {i}", i) for i in range(25)])], "one cache only"),
     "nan": ([published("q", [("a", math.nan), ("b", 1.0)])], [numbered(25)], "reason.jsonl:1: not valid JSON"),
     "null score": ([{"query": "q", "content": [["a", None]]}], [numbered(25)], "reason.jsonl:1: field 'content.0.1'"),
-    "no query": ([{"content": [["a", 1.0]]}], [numbered(25)], "reason.jsonl:1: field 'query' is missing"),
-    "no scores": ([{"query": "q", "text": "x"}], [numbered(25)], "a score cache line has 'content'"),
+    "no query": ([{"content": [["a", 1.0]]}], [numbered(25)], "reason.jsonl:1: field 'id' or 'query' must name"),
+    "no scores": ([{"query": "q", "text": "x"}], [numbered(25)], "reason.jsonl:1: field 'passage_ids'"),
     "blank passage": ([{"query": "q", "content": [["a", 1.0], [" ", 2.0]]}], [numbered(25)], "1: field 'content.1.0'"),
     "empty content": ([{"query": "q", "content": []}], [numbered(25)], "the question has no passages"),
     "twice": ([numbered(25), numbered(25)], [numbered(25)], "reason.jsonl:2: 'q' is on line 1 too"),

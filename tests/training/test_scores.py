@@ -8,8 +8,7 @@ from utils.config import UsageError
 from utils.method import scored_text
 from utils.store.files import locked
 from utils.store.rows import Rationale
-from utils.training.rationale_scores import score_rationales
-from utils.training.score_caches import retrieval_scores
+from utils.training.scores import retrieval_scores, score_rationales
 
 
 @pytest.fixture
@@ -76,9 +75,9 @@ def test_each_passage_is_encoded_once(inputs, args, monkeypatch):
 
 
 def test_passages_of_equal_text_get_one_score_whatever_batch_they_are_in(inputs, args, monkeypatch):
-    from utils.training import rationale_scores
+    from utils.training import scores
 
-    monkeypatch.setattr(rationale_scores, "BATCHES_PER_FILE", 1)
+    monkeypatch.setattr(scores, "BATCHES_PER_FILE", 1)
     texts = inputs.texts | {f"twin{i}": inputs.texts["p8"] for i in range(3)}
     write_jsonl(inputs.folder / "docs.passages.jsonl", [{"id": k, "contents": v} for k, v in texts.items()])
     twins = ["twin0", "p1", "twin1", "p15", "p22", "p8", "twin2"]
@@ -96,10 +95,10 @@ def test_passages_of_equal_text_get_one_score_whatever_batch_they_are_in(inputs,
 
 def test_a_stopped_scoring_goes_on_where_it_was(inputs, args, monkeypatch):
     from utils.retrieval.encoder import TextEncoder
-    from utils.training import rationale_scores
+    from utils.training import scores
 
     whole = score(inputs, args, "whole.jsonl")
-    monkeypatch.setattr(rationale_scores, "BATCHES_PER_FILE", 1)
+    monkeypatch.setattr(scores, "BATCHES_PER_FILE", 1)
     inner, encoded = TextEncoder.encode, []
 
     def stop_at_fourth(self, texts, size=64):
@@ -211,7 +210,7 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
     """The first removes its folder after the second has looked at the output, and before that has the lock."""
     import shutil
 
-    from utils.training import rationale_scores
+    from utils.training import scores
 
     (inputs.folder / "embeddings").mkdir()
 
@@ -219,7 +218,7 @@ def test_a_run_that_ends_while_another_begins_takes_no_folder_from_it(inputs, ar
         shutil.rmtree(inputs.folder / "embeddings")
         return locked(path)
 
-    monkeypatch.setattr(rationale_scores, "locked", after_the_other)
+    monkeypatch.setattr(scores, "locked", after_the_other)
     assert len(score(inputs, args)) == 12
 
 

@@ -1,4 +1,4 @@
-"""Rationale scores: how similar each candidate is to question, answer and rationale (RADIO, step 2)."""
+"""Both scores of every candidate (RADIO, step 2), each in a score cache: a line per question, best passage first."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import UsageError, settings_of, without_secrets
-from utils.method import scored_text, similarity
+from utils.method import descending, scored_text, similarity
 from utils.ray_engine import MapParts, start_workers
 from utils.retrieval.encoder import Embeddings, encode_files, length_order, make_scorer, prepare_folder
 from utils.store.files import locked, reserve
 from utils.store.journal import in_chunks
-from utils.store.jsonlines import read_rows, write_lines
-from utils.store.lookup import PassageTexts, passages_path
+from utils.store.jsonlines import PassageTexts, passages_path, read_rows, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import Candidates, Rationale, Scored
-from utils.training.score_caches import best_first
 
 BATCHES_PER_FILE = 64
+GET_DOCS = "python dataset_generation.py --dataset NAME --phase get_docs"
+
+
+def retrieval_scores(docs: Path, output: Path, overwrite: bool) -> None:
+    """Write the retriever's own scores of the candidates as a score cache."""
+    phase = Phase(output, [docs], {})
+    if not phase.is_done(overwrite):
+        candidates = read_rows(docs, Candidates, GET_DOCS)
+        phase.finish(write_lines(output, (best_first(row, row.scores) for row in candidates)))
 
 
 def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.Namespace) -> None:
@@ -64,9 +71,16 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
         shutil.rmtree(scratch)
 
 
+def best_first(row: Candidates, scores: list[float]) -> Scored:
+    """Return a cache line: the row's passages sorted by score, equal scores in retrieval order."""
+    order = descending(scores)
+    passage_ids = [row.passage_ids[i] for i in order]
+    return Scored(id=row.id, query=row.question, passage_ids=passage_ids, scores=[scores[i] for i in order])
+
+
 def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, Rationale]]:
     """Return all candidates, and the rationales by question id."""
-    candidates = read_rows(docs, Candidates, "python dataset_generation.py --dataset NAME --phase get_docs")
+    candidates = read_rows(docs, Candidates, GET_DOCS)
     found = {row.id: row for row in read_rows(rationales, Rationale, "python llm_generation.py --dataset NAME")}
     questions = {row.id: row.question for row in candidates}
     for row in found.values():
