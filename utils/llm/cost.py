@@ -154,14 +154,11 @@ class Outcome:
 
 def unfinished(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Count the answers that are empty or cut off, for the manifest, and say so if there are any."""
-    cut_off = [record for record in records if is_cut_off(record)]
     empty = sum(not answer_of(record) for record in records)
-    blank = sum(not answer_of(record) for record in cut_off)
-    if cut_off:
-        print(f"{len(cut_off)} of {len(records)} answers were cut off, {blank} before any answer (--max_tokens)")
-    if empty - blank:
-        print(f"{empty - blank} of {len(records)} answers are empty")
-    return {"cut-off answers": len(cut_off), "empty answers": empty}
+    cut_off = sum(map(is_cut_off, records))
+    if empty or cut_off:
+        print(f"of {len(records)} answers, {empty} are empty and {cut_off} were cut off (--max_tokens)")
+    return {"empty answers": empty, "cut-off answers": cut_off}
 
 
 def forecast(

@@ -15,7 +15,7 @@ from utils.config import UsageError, dataset_dir, settings_of
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast
-from utils.llm.types import Prompt, Request, Server, answer_of, chat, request
+from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, chat, request
 from utils.store.journal import Journal
 from utils.store.jsonlines import parse_row, read_records, read_rows, write_lines
 from utils.store.manifest import Phase
@@ -116,6 +116,7 @@ def match_rationales(questions: Iterable[Question], files: Iterable[Path], count
     for file in files:
         for where, raw in read_records(file):
             row = parse_row(raw, _Published, where)
+            row.reason = answer_in(row.reason or "")
             if not (row.reason or "").strip():
                 counts["published rows without a rationale"] += 1
             elif published.setdefault(_same(row.question), row) is not row:

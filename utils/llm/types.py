@@ -26,11 +26,11 @@ CUT_OFF = ("length", "max_tokens")  # finish reasons
 TEXT_PARTS = ("text", "output_text")  # types of the parts of a message that are no thoughts
 # Fields of our requests that a server may refuse, as its error names them.
 REFUSED = re.compile(r"\b(?:max_tokens|temperature|top_p|seed|stop)\b|(?<=['\"`])n(?=['\"`])")
-REFUSES_FIELDS = re.compile(
-    r"parameter|field|argument|propert|extra|unsupported|unknown|unrecogni[sz]ed", re.IGNORECASE
-)
+REFUSES_FIELDS = re.compile(r"parameter|field|argument|propert|extra inputs|unknown name|unrecogni", re.IGNORECASE)
 TOO_LONG = re.compile(r"too large|context length", re.IGNORECASE)
-REFUSES_SYSTEM = re.compile(r"system\W+(?:role|message|prompt)|role\W+system", re.IGNORECASE)
+REFUSES_SYSTEM = re.compile(
+    r"(?:system|developer) (?:role|message|prompt|instruction)s?\b.{0,30}\bnot\b|roles must alternate", re.IGNORECASE
+)
 
 # The marks of thoughts: XML-like tags, Magistral, Kimi, Cohere and OpenThinker, Apertus, gpt-oss and Gemma, Granite.
 _TAG = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|scratchpad)"
@@ -129,7 +129,8 @@ class Request:
     def most_tokens(self) -> float:
         """The most tokens that the answer may have."""
         limits = [value for name, value in self.payload.items() if LIMIT.fullmatch(name) and isinstance(value, int)]
-        return max(limits, default=NO_LIMIT) * int(self.payload.get("n", 1))
+        answers = self.payload.get("n", 1)
+        return max(limits, default=NO_LIMIT) * (answers if isinstance(answers, int) else 1)
 
     @property
     def path(self) -> str:
@@ -212,7 +213,7 @@ def _joined(content: Any) -> Any:
     parts = [{"text": part} if isinstance(part, str) else part for part in content]
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError("parts must be texts or objects")
-    texts = [part.get("text") for part in parts if part.get("type", "text") in TEXT_PARTS]
+    texts = [part.get("text") for part in parts if (part.get("type") or "text") in TEXT_PARTS]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text part without a text")
     return "".join(map(str, texts))

@@ -87,6 +87,8 @@ class LocalGenerator(ABC):
         self.facts: dict[str, Any] = {}  # for the run's manifest
         self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
         self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        added = self.tokenizer.added_tokens_decoder.values()
+        self._special = [token.content for token in added if token.special and not token.content.isalnum()]
         self._args = args
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
         self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
@@ -125,7 +127,7 @@ class LocalGenerator(ABC):
 
     def _without_special(self, text: str) -> str:
         """Remove special tokens, by which some models mark their thoughts."""
-        for token in self.tokenizer.all_special_tokens:
+        for token in self._special:
             text = text.replace(token, "")
         return text.strip()
 
