@@ -67,7 +67,8 @@ def main() -> None:
         raise UsageError("nothing to probe: --framework names a reader, --rerank_model_path a reranker")
     output = Path(args.save_dir) / f"injection_{file_name(reader)}_{file_name(ranker)}.json"
     models = [args.model_path if args.framework in LOCAL_FRAMEWORKS else None, args.rerank_model_path]
-    phase = Phase(output, [args.probes, *filter(None, models)], settings_of(args, *SETTINGS) | {"generator": reader})
+    settings = settings_of(args, *SETTINGS, *(["request"] if args.request else []))
+    phase = Phase(output, [args.probes, *filter(None, models)], settings | {"generator": reader})
     found: dict[str, list[dict[str, Any]]] = {}
     if args.framework != NO_GENERATOR:
         generator = make_generator(args)

@@ -2,7 +2,8 @@
 
 Prints its port. The reply to a request depends on words in its last message or prompt:
 ``[status 500]`` and the like answer with that status the first ``[times N]`` times (always without),
-``[empty]``, ``[cut]`` and ``[filter]`` give such answers, ``[fault KIND]`` a fault of `FAULTS`; anything else is
+``[empty]``, ``[cut]`` and ``[filter]`` give such answers, `THOUGHTS` those of reasoning models,
+``[fault KIND]`` a fault of `FAULTS`; anything else is
 echoed with a prefix. GET /stats tells how often each request came, the most that were open at once, the faults
 that were injected, and how many batches were made. Below /refused/ every key is wrong.
 """
@@ -26,6 +27,7 @@ PARSER.add_argument("--faults", type=float, default=0.0, help="share of the firs
 PARSER.add_argument("--hang", type=float, default=5.0, help="seconds of the fault of that name")
 PARSER.add_argument("--batch_seconds", type=float, default=0.2, help="time from a batch's creation to its end")
 PARSER.add_argument("--lost_replies", type=int, default=0, help="batches that are created without a reply")
+PARSER.add_argument("--refuses", type=str.split, default=[], help="fields of a request that get 400")
 PARSER.add_argument("--echo_key", action="store_true", help="repeat the key in every error")
 ARGS = PARSER.parse_args()
 
@@ -34,10 +36,23 @@ SEEN: Counter[str] = Counter()
 INJECTED: Counter[str] = Counter()
 OPEN = {"now": 0, "most": 0}
 KEYS: set[str] = set()
+BODIES: list[dict] = []
 REFUSED = Counter({"busy": 0})
 FILES: dict[str, bytes] = {}
 BATCHES: dict[str, dict] = {}
 FAULTS = ["429", "500", "502", "503", "reset", "torn", "hang", "html", "garbage", "schema", "error", "blank"]
+PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "Lyon?"}], "closed": True},
+    {"type": "text", "text": "in "},
+    {"type": "text", "text": "parts"},
+]
+THOUGHTS = {  # mark -> content, finish reason
+    "[thinks]": ("<think>Lyon? The answer is Lyon.</think>\n\nthought out", "stop"),
+    "[parts]": (PARTS, "stop"),
+    "[only thoughts]": (None, "length"),
+    "[open thoughts]": ("<think>Lyon or", "length"),
+    "[stopped thoughts]": ("<think>Lyon or", "stop"),
+}
 
 
 def completion(text, chat):
@@ -49,6 +64,9 @@ def completion(text, chat):
         finish = "length"
     if "[filter]" in text:
         content, finish = None, "content_filter"
+    for mark, said in THOUGHTS.items():
+        if mark in text:
+            content, finish = said
     choice = {"index": 0, "finish_reason": finish}
     choice |= {"message": {"role": "assistant", "content": content}} if chat else {"text": content}
     usage = {"prompt_tokens": len(text.split()), "completion_tokens": 5, "total_tokens": len(text.split()) + 5}
@@ -79,6 +97,7 @@ class Handler(BaseHTTPRequestHandler):
     def complete(self, body):
         text = prompt_of(body)
         with LOCK:
+            BODIES.append(body)
             SEEN[text] += 1
             times = SEEN[text]
             OPEN["now"] += 1
@@ -93,6 +112,9 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(ARGS.delay)
         with LOCK:
             OPEN["now"] -= 1
+        if refused := [field for field in ARGS.refuses if field in body]:
+            self.fail(400, f"Unsupported parameter: '{refused[0]}' is not supported with this model.")
+            return
         status = re.search(r"\[status (\d+)( \w+)?\]", text)
         limit = re.search(r"\[times (\d+)\]", text)
         if status and (not limit or times <= int(limit[1])):
@@ -169,9 +191,13 @@ class Handler(BaseHTTPRequestHandler):
                 bad.append({"custom_id": row["custom_id"], "response": None,
                             "error": {"code": "batch_expired", "message": "not in time"}})  # fmt: skip
                 continue
-            answer = {"error": {"message": "scripted"}} if status else completion(text, "messages" in row["body"])
-            response = {"status_code": int(status[1]) if status else 200, "request_id": "r", "body": answer}
-            (bad if status else good).append({"custom_id": row["custom_id"], "response": response, "error": None})
+            BODIES.append(row["body"])
+            refused = [field for field in ARGS.refuses if field in row["body"]]
+            code = int(status[1]) if status else 400 if refused else 200
+            said = f"Unsupported parameter: '{refused[0]}'" if refused else "scripted"
+            answer = {"error": {"message": said}} if code != 200 else completion(text, "messages" in row["body"])
+            response = {"status_code": code, "request_id": "r", "body": answer}
+            (bad if code != 200 else good).append({"custom_id": row["custom_id"], "response": response, "error": None})
         for kind, rows in (("output", good), ("error", bad)):
             if rows:
                 text = "".join(json.dumps(row) + "\n" for row in reversed(rows))
@@ -193,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, self.batch(name)) if name in BATCHES else self.fail(404, "no such batch")
         else:
             with LOCK:
-                self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "keys": sorted(KEYS),
+                self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "bodies": BODIES, "keys": sorted(KEYS),
                                  "busy": REFUSED["busy"], "injected": INJECTED, "batches": len(BATCHES)})  # fmt: skip
 
     def hang_up(self):

@@ -267,3 +267,33 @@ def test_a_value_that_is_called_like_the_key_is_no_key(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "llm_generation.py", "--dataset", "api_key", "--dry_run"])
     result = run_here(["llm_generation.py", "--dataset", "api_key", "--dry_run"], tmp_path, {})
     assert "dataset/api_key/train.jsonl is missing" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--request", '{"messages": []}'], "--request: 'messages' is decided by other settings"),
+        (["--request", '{"stream": true}'], "--request: 'stream' is decided by other settings"),
+        (["--request", '{"top_k": NaN}'], "--request: its fields and values must be what JSON has"),
+    ],
+)
+def test_changes_to_requests_that_cannot_work(flags, said):
+    with pytest.raises(UsageError, match=said):
+        phase_arguments("", ["rationale"], flags)
+
+
+def test_the_request_setting_is_a_mapping_in_the_yaml_and_on_the_command_line(tmp_path, capsys):
+    profile = tmp_path / "p.yaml"
+    profile.write_text("llm: {request: {n: null, top_k: 3}}\nrag: {request: {seed: null}}\n")
+    flags = ["--config", str(profile)]
+    assert phase_arguments("", ["rationale"], flags).request == {"n": None, "top_k": 3}
+    assert phase_arguments("", ["rag"], flags).request == {"seed": None}
+    assert phase_arguments("", ["rag"], [*flags, "--request", '{"a": {"b": [1]}}']).request == {"a": {"b": [1]}}
+    assert phase_arguments("", ["rag"], []).request == {}
+    profile.write_text("llm: {request: {1: 2}}\n")
+    with pytest.raises(UsageError, match="must be what JSON has"):
+        phase_arguments("", ["rag"], flags)
+    for text in ("n", "[1]", "{n: null}"):
+        with pytest.raises(SystemExit):
+            phase_arguments("", ["rag"], ["--request", text])
+        assert "is no JSON object such as" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from utils.llm.types import Prompt
 from utils.mmlu.letters import letter_metrics
 from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
 from utils.rag.metrics import Interval, bootstrap, ranking_metrics, relevance, text_metrics, write_qrels, write_run
-from utils.rag.prompts import RagPrompt
+from utils.rag.prompts import RagPrompt, check_prompts
 from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
 from utils.store.files import file_name, write_file
@@ -83,6 +83,8 @@ class RagPipeline:
             raise UsageError("--rerank_model_name oracle looks for answers in passages; a letter is in all of them")
         if args.framework == NO_GENERATOR and (letters or args.retrieval_topk == 0):
             raise UsageError("--framework none measures rankings: it needs --answer_type text and retrieval")
+        if args.framework != NO_GENERATOR and args.retrieval_topk:
+            check_prompts(args.prompts)
 
     @functools.cached_property
     def retrieved(self) -> Path:
@@ -254,7 +256,8 @@ def generator_name(args: argparse.Namespace) -> str:
 def outcome_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Collect the settings that a finished run is recognised by; they stand in its manifest."""
     ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
-    return settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS) | {"ranker": ranker}
+    request = ["request"] if args.framework == "openai" and args.request else []
+    return settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS, *request) | {"ranker": ranker}
 
 
 def release_memory() -> None:

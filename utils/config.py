@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ BOUNDS = re.compile(r"([\[(])(-?\d+)\.\.(\d*)\] ")  # at the beginning of a comm
 # What is filled into the templates of the prompts section; rationale_system is sent as it is.
 FIELDS = {
     "rationale_user": ("question", "answers"), "rationale_completion": ("question", "answers"),
-    "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("question",),
+    "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("reference", "question"),
     "rag_completion": ("reference", "question"), "rag_completion_closed_book": ("reference", "question"),
 }  # fmt: skip
 # Faults of disks, rights and paths.
@@ -97,7 +97,7 @@ def phase_arguments(
     for flag, keywords in extra:
         parser.add_argument(flag, **keywords)
     told, comments = _comments(), dict[str, str]()
-    readers: dict[Any, Any] = {bool: _boolean, list: _strings, type(None): str}
+    readers: dict[Any, Any] = {bool: _boolean, list: _strings, dict: _mapping, type(None): str}
     for section in ("common", *sections):
         group = parser.add_argument_group(f"{section} (utils/basic_config.yaml)")
         for key, default in config[section].items():
@@ -160,11 +160,23 @@ def _check(args: argparse.Namespace, comments: dict[str, str]) -> None:
         raise UsageError("the API key holds a character that no key has; was a blank or a line break copied too?")
     if url is not None and not str(url).startswith(("http://", "https://")):
         raise UsageError(f"--base_url {url!r} is no address such as http://127.0.0.1:8000/v1")
+    if fault := _request_fault(getattr(args, "request", None) or {}):
+        raise UsageError(f"--request: {fault}")
     for name, text in args.prompts.items():
         if name.endswith("_user") and not (text or "").strip():
             raise UsageError(f"prompts.{name} must not be blank")
         if name in FIELDS and (fault := template_fault(text or "", FIELDS[name])):
             raise UsageError(f"prompts.{name}: {fault}")
+
+
+def _request_fault(changes: Mapping[str, Any]) -> str:
+    """Return why these cannot be fields of a request; empty if they can."""
+    if taken := [name for name in changes if name in ("model", "messages", "prompt", "stream")]:
+        return f"{taken[0]!r} is decided by other settings and cannot be changed here"
+    with contextlib.suppress(TypeError, ValueError):
+        if json.loads(json.dumps(changes, allow_nan=False)) == changes:
+            return ""
+    return "its fields and values must be what JSON has: texts, numbers, true, false, null, lists, mappings"
 
 
 def _within(value: Any, opening: str, least: str, most: str) -> bool:
@@ -268,6 +280,14 @@ def _strings(text: str) -> list[str]:
         if isinstance(found, list) and all(isinstance(item, str) for item in found):
             return found
     return [text]
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    with contextlib.suppress(json.JSONDecodeError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as '{{\"seed\": null}}'")
 
 
 def _boolean(text: str) -> bool:

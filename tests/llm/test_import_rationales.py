@@ -82,3 +82,14 @@ def test_what_cannot_be_used_is_told(take, tmp_path, rows, message):
 def test_a_missing_file_is_told(take):
     result = take("nowhere.parquet")
     assert (result.returncode, result.stderr) == (2, "error: nowhere.parquet is missing\n")
+
+
+def test_thoughts_in_published_rationales_are_left_out(take, tmp_path):
+    first, second = (published(row) for row in questions(2))
+    write_jsonl(
+        tmp_path / "p.jsonl", [first | {"reason": "<think>hm</think>because"}, second | {"reason": "<think>hm"}]
+    )
+    result = take("p.jsonl")
+    assert result.returncode == 0, result.stderr
+    assert "1 published rows without a rationale" in result.stdout
+    assert [row["reason"] for row in read_jsonl(tmp_path / "dataset/own/reason/train_with_reason.jsonl")] == ["because"]

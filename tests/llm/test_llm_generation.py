@@ -304,3 +304,63 @@ def test_a_dry_run_asks_nothing_and_tells_what_is_left(ask, llm_server, tmp_path
     assert "5,000 out (about, by 10 answers)" in more.stdout
     assert re.search(r"time: \d+\.\d minutes, 64 at once", more.stdout)
     assert sum(server.stats()["seen"].values()) == 10
+
+
+def marked(*marks):
+    return [row | {"golden_answers": [mark]} for row, mark in zip(questions(len(marks)), marks, strict=True)]
+
+
+def test_thoughts_reach_no_rationale(ask, llm_server, tmp_path):
+    server = llm_server()
+    assert ask(server.base_url, rows=marked("[thinks]", "[parts]", "plain")).returncode == 0
+    found = reasons(tmp_path)
+    assert (found["q0"], found["q1"]) == ("thought out", "in parts")
+    assert "thinking" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("flags", [[], ["--batch", "--batch_poll", "0.1"]], ids=["live", "batch"])
+def test_an_answer_cut_off_in_thoughts_names_the_setting_and_is_asked_once(ask, llm_server, tmp_path, flags):
+    server = llm_server()
+    rows = marked("[only thoughts]", "[open thoughts]", "[stopped thoughts]", "plain")
+    assert ask(server.base_url, *flags, rows=rows).returncode == 1
+    failures = {r["id"]: r["failure"] for r in read_jsonl(tmp_path / "dataset/own/reason/failures.jsonl")}
+    assert list(failures) == ["q0", "q1", "q2"]
+    for said in failures.values():
+        assert "cut off at max_tokens while reasoning" in said
+        assert "--max_tokens is too small" in said
+    assert set(server.stats()["seen"].values()) == {1}
+
+
+@pytest.mark.parametrize("flags", [[], ["--batch", "--batch_poll", "0.1"]], ids=["live", "batch"])
+def test_fields_that_a_server_refuses_are_left_out_by_one_setting_that_its_error_names(
+    ask, llm_server, tmp_path, flags
+):
+    server = llm_server(refuses="max_tokens n seed")
+    assert ask(server.base_url, *flags, rows=questions(3)).returncode == 1
+    for row in read_jsonl(tmp_path / "dataset/own/reason/failures.jsonl"):
+        assert "'max_tokens'" in row["failure"]
+        assert """--request '{"max_tokens": null}'""" in row["failure"]
+    assert all("n" not in body and body["seed"] == 42 for body in server.stats()["bodies"])
+    own = {"max_tokens": None, "max_completion_tokens": 77, "seed": None, "service_tier": {"a": [1]}}
+    changed = ask(server.base_url, *flags, "--request", json.dumps(own))
+    assert changed.returncode == 0, changed.stderr
+    for body in server.stats()["bodies"][-3:]:
+        assert body.keys() == {
+            "model", "messages", "temperature", "top_p", "max_completion_tokens", "service_tier"
+        }  # fmt: skip
+        assert (body["max_completion_tokens"], body["service_tier"]) == (77, {"a": [1]})
+    manifest = json.loads((tmp_path / "dataset/own/reason/train_with_reason.jsonl.manifest.json").read_text())
+    assert manifest["settings"]["request"] == own
+    told = ask(server.base_url, "--request", '{"max_completion_tokens": 99, "max_tokens": null}', "--dry_run")
+    assert "made with other request" in told.stderr
+    assert "3 rows: 0 answered already, 3 to ask" in told.stdout
+    assert " 297 out (at most" in told.stdout
+
+
+def test_a_blank_system_prompt_sends_no_system_message(ask, llm_server, tmp_path):
+    server = llm_server()
+    for text in ("' '", "null"):
+        (tmp_path / "p.yaml").write_text(f"prompts: {{rationale_system: {text}}}\n")
+        assert ask(server.base_url, "--config", "p.yaml", "--overwrite", rows=questions(2)).returncode == 0
+    bodies = server.stats()["bodies"]
+    assert [[message["role"] for message in body["messages"]] for body in bodies] == [["user"]] * 2

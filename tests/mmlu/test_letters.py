@@ -212,3 +212,14 @@ def test_any_text_gives_a_letter_that_stands_in_it_or_none(text):
 @given(WORDS)
 def test_prose_without_a_letter_gives_none(words):
     assert parse_letter(f"The answer is {words}.") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<thinking>The answer is A.</thinking>B", "[THINK]The answer is A.[/THINK]\nB",
+     "<reasoning>A</reasoning><answer>B</answer>",
+     "<|channel|>analysis<|message|>A is correct.<|end|><|start|>assistant<|channel|>final<|message|>B"],
+)  # fmt: skip
+def test_letters_of_thoughts_are_not_read_whatever_marks_them(text):
+    assert parse_letter(text) == "B"
+    assert parse_letter(text.rpartition("B")[0].rpartition("A")[0]) is None

@@ -112,6 +112,7 @@ def args(tiny_llama, tmp_path):
         model_path=str(tiny_llama),
         generator_batch_size=3,
         quantization="none",
+        request={},
         max_tokens=8,
         max_input_tokens=200,
         stop=[],
@@ -333,3 +334,112 @@ def test_the_same_model_answers_alike_through_transformers_and_through_a_server(
         served = make_generator(args).generate(prompts)
     assert with_hf[:5] == served[:5] == list(facts.values())
     assert sum(a == b for a, b in zip(with_hf, served, strict=True)) >= 8
+
+
+def copied(args, tmp_path, template, tokens=(), special=()):
+    """A copy of the model with another chat template and tokens of its own."""
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(args.model_path, tmp_path / "copy")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.add_tokens(list(special), special_tokens=True)
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    args.model_path = str(folder)
+    return tokenizer
+
+
+USERS = "{% for m in messages %}{% if m['role'] == 'user' %}<user> {{ m['content'] | trim }}\n{% endif %}{% endfor %}"
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [REFUSES + USERS, USERS], ids=["refused", "left out"])
+def test_a_template_without_a_system_role_gets_the_text_in_the_users_message_and_says_so_once(
+    args, tmp_path, capsys, template
+):
+    copied(args, tmp_path, template)
+    generator = make_generator(args)
+    for i in (1, 2):
+        assert generator.tokenizer.decode(generator._ids(chat(i))) == f"< user > {'be brief ' * i}question {i}"
+    assert capsys.readouterr().err.count("takes no system message: its text begins the user's") == 1
+    assert len(generator.generate([chat(1), chat(2)])) == 2
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no tools') }}", "{% if %}", "{{ messages[9]['x'] + 1 }}"])
+def test_a_template_that_fails_is_told(args, tmp_path, template):
+    copied(args, tmp_path, template)
+    with pytest.raises(UsageError, match="the chat template of .*copy cannot write a prompt"):
+        make_generator(args).generate([chat(1)])
+
+
+def answering(generator, *texts):
+    """Let the model answer with these texts, in the order of the prompts; shorter ones end with the end token."""
+    import torch
+
+    ids = [generator.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    longest, end = max(map(len, ids)), generator.tokenizer.eos_token_id
+    new = torch.tensor([part + [end] * (longest - len(part)) for part in ids])
+    generator.model.generate = lambda input_ids, **_: torch.cat([input_ids, new], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing", "special"),
+    [("<think>", "</think>", False), ("[THINK]", "[/THINK]", True),
+     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", True)],
+)  # fmt: skip
+def test_local_answers_come_without_thoughts_and_are_counted(args, tmp_path, capsys, opening, closing, special):
+    marks = ["<|channel|>", "<|message|>"] if "|" in opening else [opening, closing]
+    copied(args, tmp_path, None, *((), marks) if special else (marks,))
+    args.framework, args.max_tokens, args.generator_batch_size = "hf", 12, 9
+    generator = make_generator(args)
+    long = "paris " * 20
+    answering(generator, f"{opening} lyon ? {closing} paris", f"{opening} {long}"[: len(opening) + 60], "paris", "")
+    prompts = [f"{i} is a prompt " + "word " * (9 - i) for i in range(4)]
+    assert generator.generate(prompts) == ["paris", "", "paris", ""]
+    assert generator.facts == {"empty answers": 2, "cut-off answers": 1}
+    assert "of 4 answers, 2 are empty and 1 were cut off" in capsys.readouterr().out
+    again = make_generator(args)
+    again.model.generate = None
+    assert again.generate(prompts) == ["paris", "", "paris", ""], "the journal has them"
+
+
+def test_thoughts_that_the_chat_template_opens_are_no_answer(args, tmp_path):
+    from conftest import CHAT_TEMPLATE
+
+    copied(args, tmp_path, CHAT_TEMPLATE + "<think>\n", ["<think>", "</think>"])
+    generator = make_generator(args)
+    answering(generator, "lyon ? </think> paris", "lyon or")
+    assert generator.generate([chat(3), chat(1)]) == ["paris", ""]
+    assert generator.facts == {"empty answers": 1, "cut-off answers": 1}
+
+
+def test_a_local_answer_that_reaches_max_tokens_is_cut_off_and_one_that_ends_is_not(args):
+    args.generator_batch_size = 9
+    generator = make_generator(args)
+    answering(generator, "one two three four five six seven eight", "one two three four five six seven", "one. two")
+    generator._args.stop = ["."]
+    prompts = [f"{i} is a prompt " + "word " * (9 - i) for i in range(3)]
+    assert generator.generate(prompts)[2] == "one"
+    assert generator.facts == {"empty answers": 0, "cut-off answers": 1}
+
+
+def test_an_answer_that_vllm_cuts_off_is_counted(args, monkeypatch):
+    texts = iter([("<think>lyon", "length"), ("lyon?</think> paris", "stop"), ("paris is", "length")])
+
+    class Engine:
+        def __init__(self, *_, **__):
+            pass
+
+        def generate(self, inputs, sampling):
+            found = [next(texts) for _ in inputs]
+            return [SimpleNamespace(outputs=[SimpleNamespace(text=t, finish_reason=why)]) for t, why in found]
+
+    fake = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = Engine, lambda **settings: settings
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    args.framework = "vllm"
+    generator = make_generator(args)
+    assert generator.generate([chat(3), chat(2), chat(1)]) == ["", "paris", "paris is"]
+    assert generator.facts == {"empty answers": 1, "cut-off answers": 2}

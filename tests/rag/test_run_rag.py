@@ -226,3 +226,58 @@ def test_a_dry_run_tells_the_price_of_the_answers_and_asks_nothing(rag, tmp_path
     assert "asks no server" not in before.stderr
     local = rag("--dry_run", "--framework", "hf")
     assert (local.returncode, "the others ask no server" in local.stderr) == (2, True)
+
+
+def test_answers_of_reasoning_models_are_measured_without_their_thoughts_and_counted(rag, tmp_path):
+    marks = ["[thinks]", "[parts]", "[only thoughts]", "[stopped thoughts]", "[empty]", "[cut]"]
+    rows = [row | {"question": mark} for row, mark in zip(questions(6), marks, strict=True)]
+    rows[0]["golden_answers"], rows[1]["golden_answers"] = ["Thought out"], ["in parts"]
+    write_jsonl(tmp_path / "dataset/own/test.jsonl", rows)
+    result = rag("--retrieval_topk", "0")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "output/own_test_closed-book_gpt-4o-mini"
+    found = [row["output"] for row in json.loads((folder / "intermediate_data.json").read_text())]
+    assert [output["pred"] for output in found[:5]] == ["thought out", "in parts", "", "", ""]
+    assert [output["metric_score"]["em"] for output in found] == [1, 1, 0, 0, 0, 0]
+    assert "of 6 answers, 3 are empty and 3 were cut off (--max_tokens)" in result.stdout
+    facts = json.loads((folder / "intermediate_data.json.manifest.json").read_text())["facts"]
+    assert (facts["empty answers"], facts["cut-off answers"]) == (3, 3)
+    assert set(rag.server.stats()["seen"].values()) == {1}
+
+
+def test_the_request_setting_is_part_of_a_run(rag, tmp_path):
+    flags, manifest = (
+        ["--retrieval_topk", "0", "--run_name", "r"],
+        tmp_path / "output/r/intermediate_data.json.manifest.json",
+    )
+    assert rag(*flags).returncode == 0
+    assert "request" not in json.loads(manifest.read_text())["settings"], (
+        "so that runs of earlier versions stay finished"
+    )
+    assert "is finished" in rag(*flags, "--request", "{}").stdout
+    changes = {"seed": None, "temperature": None, "chat_template_kwargs": {"enable_thinking": False}}
+    changed = rag(*flags, "--request", json.dumps(changes))
+    assert changed.returncode == 0, changed.stderr
+    assert "made with other request" in changed.stderr
+    assert rag.server.stats()["bodies"][-1].keys() == {"model", "messages", "max_tokens", "chat_template_kwargs"}
+    assert json.loads(manifest.read_text())["settings"]["request"] == changes
+
+
+def test_the_passages_may_stand_in_the_users_message(rag, tmp_path):
+    (tmp_path / "p.yaml").write_text("prompts: {rag_system: '', rag_user: '{reference}Q: {question}'}\n")
+    result = rag("--config", "p.yaml")
+    assert result.returncode == 0, result.stderr
+    for body in rag.server.stats()["bodies"]:
+        (message,) = body["messages"]
+        assert message["role"] == "user"
+        assert message["content"].startswith("Doc 1(Title: ")
+        assert "Q: where is the " in message["content"]
+
+
+def test_prompts_without_a_place_for_passages_are_refused_before_any_work(rag, tmp_path):
+    (tmp_path / "p.yaml").write_text("prompts: {rag_system: ''}\n")
+    result = rag("--config", "p.yaml")
+    assert result.returncode == 2
+    assert "put {reference} into prompts.rag_system or prompts.rag_user" in result.stderr
+    assert not (tmp_path / "output/stages").exists()
+    assert rag("--config", "p.yaml", "--retrieval_topk", "0").returncode == 0

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.llm.cost import Outcome
-from utils.llm.types import Request, Server, UnusableError, most_tokens
+from utils.llm.types import Request, Server, UnusableError, most_tokens, refused
 from utils.store.files import atomic
 from utils.store.journal import in_chunks
 from utils.store.jsonlines import dump_line
@@ -103,8 +103,7 @@ class Batches:
         part = self._parts[name] = _Part(keys=keys, batch=None, most_tokens=most_tokens(requests))
         self._save()
         lines = (
-            {"custom_id": item.key, "method": "POST", "url": f"/v1{item.path}", "body": item.payload}
-            for item in requests
+            {"custom_id": item.key, "method": "POST", "url": f"/v1{item.path}", "body": item.body} for item in requests
         )
         file = self._client.files.create(file=(f"{name}.jsonl", b"".join(map(dump_line, lines))), purpose="batch")
         path: Any = f"/v1{requests[0].path}"
@@ -166,7 +165,8 @@ class Batches:
             return  # its request stays among the failures
         key, response = result.custom_id, result.response or {}
         if response.get("status_code") != 200:
-            failures[key] = self._server.clean(result.error or response.get("body"))
+            said = result.error or response.get("body")
+            failures[key] = self._server.clean(said) + refused(int(response.get("status_code") or 0), said)
         elif key not in self._outcome.journal:
             try:
                 self._outcome.take(key, response.get("body", {}), seconds=0.0, attempts=1, batch=True)

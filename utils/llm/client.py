@@ -13,7 +13,7 @@ from tqdm import tqdm
 from utils.config import UsageError
 from utils.llm.batch import Batches, open_keys, state_path
 from utils.llm.cost import Budget, Outcome
-from utils.llm.types import Request, Server, UnusableError
+from utils.llm.types import Request, Server, UnusableError, refused
 from utils.store.journal import Journal
 
 FATAL = {401, 403, 404}  # every further request would fail too
@@ -148,6 +148,7 @@ class Window:
         except openai.APIStatusError as error:
             status = error.status_code
             reason, hopeless = f"{status} {self._server.clean(error)}", status not in (400, 422)
+            reason += refused(status, error)
             if status in FATAL or error.code == OUT_OF_MONEY:
                 self._refusal = f"{self._server.name} refuses: {reason}"
         except UnusableError as error:
@@ -168,7 +169,7 @@ class Window:
     async def _answer(self, client: Any, item: Request) -> None:
         started, attempts = time.monotonic(), 0
         for left in reversed(range(self._server.max_retries + 1)):
-            raw = await client.post(item.path, body=item.payload, cast_to=object, options=RAW)
+            raw = await client.post(item.path, body=item.body, cast_to=object, options=RAW)
             attempts += 1 + raw.retries_taken
             seconds = round(time.monotonic() - started, 3)
             try:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.llm.types import Request, Server, UnusableError, most_tokens, read_completion
+from utils.llm.types import (
+    NO_LIMIT,
+    Request,
+    Server,
+    UnusableError,
+    answer_of,
+    is_cut_off,
+    most_tokens,
+    read_completion,
+)
 from utils.store.journal import Journal, Records
 
 MILLION = 1_000_000
@@ -143,13 +152,22 @@ class Outcome:
             self.usage[kind] += answer[kind]
 
 
+def unfinished(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the answers that are empty or cut off, for the manifest, and say so if there are any."""
+    empty = sum(not answer_of(record) for record in records)
+    cut_off = sum(map(is_cut_off, records))
+    if empty or cut_off:
+        print(f"of {len(records)} answers, {empty} are empty and {cut_off} were cut off (--max_tokens)")
+    return {"empty answers": empty, "cut-off answers": cut_off}
+
+
 def forecast(
     requests: Sequence[Request], journal: Path, waiting: Container[str], server: Server, budget: Budget
 ) -> str:
     """Return lines that tell how many requests are answered, how many are in open batches, and what the rest takes.
 
     The estimate is made from the means of the answers in the journal. Without any, it is the most that the requests
-    can take, by their prompts' characters and their ``max_tokens``.
+    can take, by their prompts' characters and the most tokens of their answers.
     """
     unique = {item.key: item for item in requests}
     answers = _answers(journal, unique.keys())
@@ -165,8 +183,10 @@ def forecast(
         prompt = len(todo) * statistics.mean(answer["prompt_tokens"] for answer in answers.values())
         completion = len(todo) * statistics.mean(answer["completion_tokens"] for answer in answers.values())
         how = f"about, by {len(answers)} answers"
-    text += f"\ntokens: {prompt:,.0f} in, {completion:,.0f} out ({how})\ncost: "
-    text += f"${budget.dollars(prompt, completion, server.batch):.2f} ({how})" if budget.price else "unknown"
+    limited = completion < NO_LIMIT
+    text += f"\ntokens: {prompt:,.0f} in, {f'{completion:,.0f}' if limited else 'no limit'} out ({how})\ncost: "
+    known = budget.price and limited
+    text += f"${budget.dollars(prompt, completion, server.batch):.2f} ({how})" if known else "unknown"
     if server.batch:
         return f"{text}\ntime: within 24 hours, as the Batch API promises"
     # The answers of batches do not tell how long a live one takes.

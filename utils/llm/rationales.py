@@ -15,7 +15,7 @@ from utils.config import UsageError, dataset_dir, settings_of
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast
-from utils.llm.types import Prompt, Request, Server, request
+from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, chat, request
 from utils.store.journal import Journal
 from utils.store.jsonlines import parse_row, read_records, read_rows, write_lines
 from utils.store.manifest import Phase
@@ -33,10 +33,9 @@ def rationale_request(row: Question, args: argparse.Namespace) -> Request:
     if prompts["rationale_completion"]:
         prompt = prompts["rationale_completion"].format(**fields)
     else:
-        user = prompts["rationale_user"].format(**fields)
-        prompt = [{"role": "system", "content": prompts["rationale_system"]}, {"role": "user", "content": user}]
+        prompt = chat(prompts["rationale_system"], prompts["rationale_user"].format(**fields))
     sampling = settings_of(args, "temperature", "top_p", "max_tokens", "seed")
-    return request(args.model, prompt, args.stop, **sampling, n=1)
+    return request(args.model, prompt, args.stop, args.request, **sampling, n=1)
 
 
 def ask_rationales(args: argparse.Namespace) -> int:
@@ -49,7 +48,8 @@ def ask_rationales(args: argparse.Namespace) -> int:
     skipped = dropped if args.skip_bad_rows else None
     questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=skipped)
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
-    phase = Phase(output, [source], settings_of(args, "train_questions", *SAMPLING) | prompts)
+    settings = settings_of(args, "train_questions", *SAMPLING, *(["request"] if args.request else [])) | prompts
+    phase = Phase(output, [source], settings)
     if phase.is_done(args.overwrite):
         return 0
     requests, server = [rationale_request(row, args) for row in questions], Server.of(args)
@@ -77,9 +77,9 @@ def ask_rationales(args: argparse.Namespace) -> int:
         if error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        found = ((row, journal[key]["text"].strip()) for row, key in pairs if key in journal)
-        count = write_lines(output, (Rationale(**row.model_dump(), reason=text) for row, text in found))
-    lost = {"questions without a rationale": failed} | dropped
+        found = ((row, answer_of(journal[key])) for row, key in pairs if key in journal)
+        count = write_lines(output, (Rationale(**row.model_dump(), reason=text) for row, text in found if text))
+    lost = {"questions without a rationale": total - count} | dropped
     phase.finish(count, lost, facts=outcome.usage | {"cost": budget.cost})
     return 0
 
@@ -116,6 +116,7 @@ def match_rationales(questions: Iterable[Question], files: Iterable[Path], count
     for file in files:
         for where, raw in read_records(file):
             row = parse_row(raw, _Published, where)
+            row.reason = answer_in(row.reason or "")
             if not (row.reason or "").strip():
                 counts["published rows without a rationale"] += 1
             elif published.setdefault(_same(row.question), row) is not row:

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from utils.llm.types import answer_in
+
 _NO_BLANKS = r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"  # scripts in which words touch the letter
 _LETTER = r"([A-Da-d])(?!\w)"
 # What may follow a letter that is a label.
@@ -118,8 +120,7 @@ def _only(letters: set[str]) -> str | None:
 
 def _plain(text: str) -> str:
     """Remove thoughts, Markdown, LaTeX, full-width forms, and the questions that the model went on to invent."""
-    text = text.rpartition("</think>")[2].partition("<think>")[0]
-    text = unicodedata.normalize("NFKC", text).translate(str.maketrans("。、", ".,", "✓✔✅☑")).strip()
+    text = unicodedata.normalize("NFKC", answer_in(text) or "").translate(str.maketrans("。、", ".,", "✓✔✅☑")).strip()
     text = re.split(r"\n\s*(?:question|q)\s*:", text, maxsplit=1, flags=re.IGNORECASE)[0].strip()
     text = re.sub(rf"(?<={_NO_BLANKS})(?=[A-D])|(?<=[A-D])(?={_NO_BLANKS})", " ", text)
     text = re.sub(r"\\boxed\s*", " answer: ", text)

@@ -12,8 +12,8 @@ from utils.config import UsageError
 from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
-from utils.llm.cost import Budget, forecast
-from utils.llm.types import Prompt, Request, Server, characters, request
+from utils.llm.cost import Budget, forecast, unfinished
+from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, characters, opened_thoughts, request
 from utils.rag.prompts import defused, token_ids, without_control
 from utils.ray_engine import one_by_one
 from utils.store.files import file_name
@@ -22,6 +22,7 @@ from utils.store.manifest import digest, fingerprint
 
 # Fewer than English has on average (`utils.llm.types.CHARACTERS_PER_TOKEN`): a prompt must not be longer than counted.
 FEWEST_CHARACTERS_PER_TOKEN = 3
+TEMPLATE_END = 16  # tokens of a prompt's end, where a chat template may open the thoughts
 
 
 class OpenAIGenerator:
@@ -47,7 +48,8 @@ class OpenAIGenerator:
         requests = self._requests(prompts)
         with Journal(self._journal) as journal:
             outcome = ask_all(requests, self._server, journal, "generate", accept_any=True, budget=self._budget)
-            answers = [journal[item.key]["text"].strip() if item.key in journal else "" for item in requests]
+            records = [journal[item.key] for item in requests if item.key in journal]
+            answers = [answer_of(journal[item.key]) if item.key in journal else "" for item in requests]
         if outcome.rest:
             raise UsageError(outcome.rest)
         failed = sum(item.key in outcome.failures for item in requests)
@@ -60,7 +62,7 @@ class OpenAIGenerator:
         if failed:
             print(f"{failed} of {len(requests)} questions have no answer, which counts as a wrong one")
             self.facts["questions without an answer"] = failed
-        self.facts |= outcome.usage | {"cost": self._budget.cost}
+        self.facts |= outcome.usage | {"cost": self._budget.cost} | unfinished(records)
         return answers
 
     def forecast(self, prompts: list[Prompt]) -> str:
@@ -69,7 +71,8 @@ class OpenAIGenerator:
 
     def _requests(self, prompts: list[Prompt]) -> list[Request]:
         settings = {"temperature": 0, "max_tokens": self._args.max_tokens, "seed": self._args.seed}
-        return [request(self.name, prompt, self._args.stop, **settings) for prompt in prompts]
+        args = self._args
+        return [request(self.name, prompt, args.stop, args.request, **settings) for prompt in prompts]
 
 
 class LocalGenerator(ABC):
@@ -84,6 +87,8 @@ class LocalGenerator(ABC):
         self.facts: dict[str, Any] = {}  # for the run's manifest
         self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
         self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        added = self.tokenizer.added_tokens_decoder.values()
+        self._special = [token.content for token in added if token.special and not token.content.isalnum()]
         self._args = args
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
         self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
@@ -102,13 +107,29 @@ class LocalGenerator(ABC):
         # Longest first: prompts of like length share a batch, and one too long for the memory fails at the start.
         todo = sorted(dict(zip(keys, prompts, strict=True)).items(), key=lambda item: -characters(item[1]))
         with Journal(self._journal) as journal:
-            work = one_by_one(lambda part: [{"text": text} for text in self._answer([prompt for _, prompt in part])])
+            work = one_by_one(lambda part: self._answer([prompt for _, prompt in part]))
             resume(journal, todo, lambda item: item[0], self.chunk, work, "generate")
-            return [journal[key]["text"] for key in keys]
+            records = [journal[key] for key in keys]
+        self.facts |= unfinished(records)
+        return [self._without_special(answer_of(record)) for record in records]
 
     @abstractmethod
-    def _answer(self, prompts: list[Prompt]) -> list[str]:
-        """Give one greedy answer per prompt."""
+    def _answer(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
+        """Give the record of one greedy answer per prompt."""
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return token_ids(self.tokenizer, prompt)
+
+    def _record(self, prompt: list[int], text: str, cut_off: bool) -> dict[str, Any]:
+        """Return an answer for the journal, with the mark of its thoughts if the chat template has written that."""
+        opening = opened_thoughts(self.tokenizer.decode(prompt[-TEMPLATE_END:]))
+        return {"text": opening + text, "finish_reason": "length" if cut_off else "stop"}
+
+    def _without_special(self, text: str) -> str:
+        """Remove special tokens, by which some models mark their thoughts."""
+        for token in self._special:
+            text = text.replace(token, "")
+        return text.strip()
 
 
 class HFGenerator(LocalGenerator):
@@ -123,8 +144,15 @@ class HFGenerator(LocalGenerator):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = self._load(args).eval()
+        ends = self.model.generation_config.eos_token_id
+        self._ends = {self.tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
         self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size
+
+    def _text(self, ids: list[int]) -> str:
+        """Decode an answer; its special tokens are kept if they mark thoughts."""
+        raw: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return self.tokenizer.decode(ids, skip_special_tokens=True) if answer_in(raw) == raw else raw
 
     def _load(self, args: argparse.Namespace) -> Any:
         from transformers import AutoModelForCausalLM
@@ -132,15 +160,12 @@ class HFGenerator(LocalGenerator):
         options = {"dtype": "auto", "device_map": "auto", "quantization_config": quantisation(args.quantization)}
         return pretrained(AutoModelForCausalLM, self.path, self.trust, **options)
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        return token_ids(self.tokenizer, prompt)
-
-    def _answer(self, prompts: list[Prompt]) -> list[str]:
+    def _answer(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
         import torch
 
         encoded = [self._ids(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
-        answers = [""] * len(prompts)
+        answers: list[dict[str, Any]] = [{}] * len(prompts)
         most, stop = self._args.max_tokens, self._args.stop
         # None silences the model's own generation_config, which asks Llama to sample.
         greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -151,9 +176,10 @@ class HFGenerator(LocalGenerator):
             inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
             with torch.inference_mode():
                 output = self.model.generate(**inputs.to(self.model.device), **greedy)
-            new = output[:, inputs["input_ids"].shape[1] :]
-            for i, text in zip(batch, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[i] = cut_at(text, stop).strip()
+            for i, ids in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                text = cut_at(whole := self._text(ids), stop)
+                cut_off = len(ids) == most and ids[-1] not in self._ends and text == whole
+                answers[i] = self._record(encoded[i], text, cut_off)
 
         self._room = in_batches(order, self._room, work, need=lambda i: len(encoded[i]) + most)
         return answers
@@ -210,13 +236,18 @@ class VLLMGenerator(LocalGenerator):
             trust_remote_code=self.trust,
         )
 
-    def _answer(self, prompts: list[Prompt]) -> list[str]:
+    def _answer(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
         from vllm import SamplingParams
 
-        args = self._args
-        sampling = SamplingParams(temperature=0, max_tokens=args.max_tokens, stop=args.stop or None, seed=args.seed)
-        inputs = [{"prompt_token_ids": token_ids(self.tokenizer, prompt)} for prompt in prompts]
-        return [output.outputs[0].text.strip() for output in self._model.generate(inputs, sampling)]
+        args, encoded = self._args, [self._ids(prompt) for prompt in prompts]
+        settings = {"max_tokens": args.max_tokens, "stop": args.stop or None, "seed": args.seed}
+        sampling = SamplingParams(temperature=0, skip_special_tokens=False, **settings)
+        outputs = self._model.generate([{"prompt_token_ids": ids} for ids in encoded], sampling)
+        answers = [output.outputs[0] for output in outputs]
+        return [
+            self._record(ids, answer.text, getattr(answer, "finish_reason", None) == "length")
+            for ids, answer in zip(encoded, answers, strict=True)
+        ]
 
 
 LOCAL_FRAMEWORKS: dict[str, type[LocalGenerator]] = {

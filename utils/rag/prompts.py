@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.llm.types import Prompt
+from utils.config import UsageError
+from utils.llm.types import Prompt, chat
 
 # Control tokens of ChatML, Llama 2 and 3, Mistral, Gemma, DeepSeek, GLM, and their relatives.
 CONTROL = re.compile(
@@ -38,8 +42,46 @@ def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
         return tokenizer(prompt)["input_ids"]
     if tokenizer.chat_template is None:
         return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    text = _templated(tokenizer, prompt)
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the special tokens
+
+
+def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Write messages by a chat template; one that refuses or leaves out system messages gets their text in the user's.
+
+    Templates are programs that come with models, and raise anything.
+    """
+    write = functools.partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    texts = [message["content"] for message in messages]
+    text, refusal = "", None
+    try:
+        text = write(messages)
+    except Exception as error:
+        refusal = error
+    if len(messages) > 1 and texts[0].strip() not in text:
+        with contextlib.suppress(Exception):
+            folded = write([{"role": "user", "content": "\n\n".join(texts)}])
+            if refusal or texts[0].strip() in folded:
+                _say_folded(tokenizer.name_or_path)
+                return folded
+    if refusal:
+        raise UsageError(
+            f"the chat template of {tokenizer.name_or_path} cannot write a prompt ({type(refusal).__name__}: {refusal})"
+        )
+    return text
+
+
+@functools.cache
+def _say_folded(model: str) -> None:
+    """Say once per model where the system text goes."""
+    print(f"note: the chat template of {model} takes no system message: its text begins the user's", file=sys.stderr)
+
+
+def check_prompts(prompts: Mapping[str, str | None]) -> None:
+    """Refuse prompts in which the passages would stand nowhere."""
+    names = ["rag_completion"] if prompts["rag_completion"] else ["rag_system", "rag_user"]
+    if not any("{reference" in (prompts[name] or "") for name in names):
+        raise UsageError(f"no passage would reach the LLM: put {{reference}} into prompts.{' or prompts.'.join(names)}")
 
 
 class RagPrompt:
@@ -90,10 +132,8 @@ class RagPrompt:
         if template := self.prompts[completion] or self.prompts["rag_completion"]:
             return template.format(reference=reference, question=question)
         system = self.prompts["rag_system" if passages else "rag_system_closed_book"] or ""
-        return [
-            {"role": "system", "content": system.format(reference=reference)},
-            {"role": "user", "content": (self.prompts["rag_user"] or "").format(question=question)},
-        ]
+        user = (self.prompts["rag_user"] or "").format(question=question, reference=reference)
+        return chat(system.format(reference=reference), user)
 
 
 def format_reference(passages: list[str]) -> str:

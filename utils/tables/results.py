@@ -117,7 +117,8 @@ class Results:
             return None
         manifest = read_manifest(folder / MANIFEST)
         args = phase_arguments(None, RAG_SECTIONS, argv=self.plan.rag_command(run)[2:])
-        changed = [key for key, value in outcome_settings(args).items() if manifest["settings"].get(key) != value]
+        wanted = {"request": None} | outcome_settings(args)  # a run without this setting has no such key
+        changed = [key for key, value in wanted.items() if manifest["settings"].get(key) != value]
         # A fine-tuned reranker has a manifest; one from the hub is taken by its name.
         reranker = manifest_path(Path(str(args.rerank_model_path)))
         if reranker.exists():
