@@ -56,7 +56,7 @@ class Question(BaseModel):
     id: Name
     question: Text
     golden_answers: Annotated[Answers, Field(min_length=1)]
-    metadata: dict[str, Any] | None = None
+    metadata: Any = None  # goes through unread
 
 
 class Rationale(Question):
