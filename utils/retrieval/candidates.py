@@ -11,6 +11,7 @@ from typing import Any
 
 from utils.config import UsageError, settings_of
 from utils.ray_engine import one_by_one
+from utils.retrieval.encoder import encoder_family
 from utils.store.files import require_file
 from utils.store.journal import Journal, in_chunks, resume
 from utils.store.jsonlines import passages_path, write_lines
@@ -98,15 +99,16 @@ def _candidates(
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
-    """Refuse missing files, an encoder whose queries would get no prefix, and an index made with other settings."""
+    """Refuse missing files, a prefix that is not the encoder's, and an index made with other settings."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         require_file(path, what, "README, 'Reproduce the paper', shows how it is made")
-    for family in ("e5", "bge"):
-        if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
-            raise UsageError(
-                f"--retriever_path {args.retriever_path} looks like {family}, but --retrieval_method "
-                f"{args.retrieval_method} gives its queries no prefix; use --retrieval_method {family}"
-            )
+    family = encoder_family(Path(args.retriever_path).name)
+    given = args.instruction is not None and family != "e5"  # whose passages have a prefix too
+    if family and family != encoder_family(args.retrieval_method) and not given:
+        raise UsageError(
+            f"--retriever_path {args.retriever_path} looks like {family}, but --retrieval_method "
+            f"{args.retrieval_method} gives its queries another prefix, or none; use --retrieval_method {family}"
+        )
     manifest = manifest_path(Path(args.index_path))
     # An index from elsewhere has no manifest. `Phase` refuses an unfinished index.
     if not manifest.exists() or UNFINISHED in (made := read_manifest(manifest)):

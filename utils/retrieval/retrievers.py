@@ -13,7 +13,7 @@ import torch
 from utils.config import UsageError, without_secrets
 from utils.devices import gpus
 from utils.ray_engine import start_workers
-from utils.retrieval.encoder import retriever_encoder
+from utils.retrieval.encoder import encoder_family, retriever_encoder
 from utils.retrieval.search import BlockIndex, ClusterIndex, stored_type
 from utils.store.jsonlines import parse_row
 from utils.store.rows import Passage
@@ -104,4 +104,6 @@ class FlatRetriever(DenseRetriever):
 
 def query_prefix(method: str, instruction: str | None) -> str:
     """Return the text before every query: the instruction if given, else FlashRAG's for the method's name."""
-    return f"{instruction.strip()} " if instruction else set_default_instruction(method, is_query=True)
+    if instruction is not None:
+        return f"{instruction.strip()} ".lstrip()
+    return "" if encoder_family(method) == "bge-m3" else set_default_instruction(method, is_query=True)
