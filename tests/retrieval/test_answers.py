@@ -186,6 +186,21 @@ def test_a_sound_dataset_passes_and_missing_answers_are_named(check):
     assert "2 of 5 questions have no answer in any passage (ids q3, q4, ...)" in result.stdout
 
 
+def test_the_share_of_questions_that_are_matched_letter_by_letter_is_told(check):
+    rows = [*questions(7), {"id": "x", "question": "?", "golden_answers": ["Tokyo", "東京"]}]
+    assert "1 of 8 questions (12.5%) have an answer in a script without blanks" in check(rows).stdout
+    assert "without blanks" not in check(questions(7)).stdout
+
+
+@pytest.mark.parametrize("empty", ["corpus.jsonl", "dataset/own/dev.jsonl"])
+def test_what_no_phase_reads_is_no_sound_dataset(check, tmp_path, empty):
+    (tmp_path / "dataset/own").mkdir(parents=True)
+    (tmp_path / empty).write_text("\n")
+    result = check(questions(2))
+    assert result.returncode == 1
+    assert f"{empty}: 0 sound rows" in result.stdout
+
+
 def test_every_fault_is_counted_with_its_first_place(check, tmp_path):
     rows = [*questions(2), {"id": "x", "question": "no answers"}, questions(1)[0], {"id": "y", "question": "none"}]
     path = tmp_path / "corpus.jsonl"

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.devices import usable_cores
+from utils.retrieval.corpus import read_corpus
 from utils.store.jsonlines import WRONG_FIELD, Row, checked_rows
 from utils.store.rows import Passage, Question
 
@@ -40,12 +41,12 @@ PASSAGES_AT_ONCE = 100_000  # in memory
 SHOWN = 5  # ids of questions without an answer
 
 
-def prepare(text: str) -> str:
 def folded(text: str) -> str:
     """Return a text in the form in which texts that differ in case or in the coding of accents are equal."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold())
 
 
+def prepare(text: str) -> str:
     """Return the folded tokens as one string, for `occurs`; empty if there are none.
 
     >>> prepare("Anna's 2nd").split(BETWEEN)
@@ -75,9 +76,9 @@ def has_answer(answers: Iterable[str], passage: str) -> bool:
     True
     >>> has_answer(["York"], "Yorkshire"), has_answer([""], "anything")
     (False, False)
-    """
     >>> has_answer(["東京"], "日本の首都は東京。")
     True
+    """
     text = folded(passage)
     # Splitting a passage takes most of the time, and most passages lack a token of every answer.
     prepared = (_prepare_answer(answer) for answer in answers)
@@ -126,11 +127,12 @@ class FileReport:
 
     def sound_rows(self, model: type[Row]) -> Iterator[Row]:
         """Yield the sound rows of the file, and count them and the faults of the others."""
-        for row in checked_rows(self.path, model, on_fault=self._add):
+        for row in checked_rows(self.path, model, on_fault=self.add):
             self.rows += 1
             yield row
 
-    def _add(self, kind: str, error: UsageError) -> None:
+    def add(self, kind: str, error: UsageError) -> None:
+        """Count a fault."""
         line, _, fault = str(error).removeprefix(f"{self.path}:").partition(": ")
         where = f"line {line} ({fault})"
         if kind == WRONG_FIELD:  # each field is a kind of its own
@@ -152,19 +154,19 @@ def check_dataset(folder: Path, corpus: Path) -> bool:
     splits = [path for name in ("train.jsonl", "dev.jsonl", "test.jsonl") if (path := folder / name).exists()]
     if not splits:
         raise UsageError(f"{folder} has none of train.jsonl, dev.jsonl, test.jsonl")
-    if not corpus.exists():
-        raise UsageError(f"corpus {corpus} is missing; give --corpus_path")
     reports = [FileReport(path) for path in (*splits, corpus)]
     questions = {report.path: list(report.sound_rows(Question)) for report in reports[:-1]}
-    passages = tqdm(reports[-1].sound_rows(Passage), desc="search answers", unit="passage")
-    found = answers_found({a for rows in questions.values() for q in rows for a in q.golden_answers}, passages)
+    passages = read_corpus(corpus, reports[-1].add)
+    reports[-1].rows = len(passages)
+    answers = {a for rows in questions.values() for q in rows for a in q.golden_answers}
+    found = answers_found(answers, tqdm(passages, desc="search answers", unit="passage"))
     print(*reports, sep="\n")
     for path, rows in questions.items():
-        without = [q.id for q in rows if not found.intersection(q.golden_answers)]
-        ids = f" (ids {', '.join(without[:SHOWN])}, ...)" if without else ""
         by_letter = sum(any(map(UNSPACED.search, q.golden_answers)) for q in rows)
         if by_letter:
             share = f"{by_letter} of {len(rows)} questions ({by_letter / len(rows):.1%})"
             print(f"{path}: {share} have an answer in a script without blanks, which is matched letter by letter")
+        without = [q.id for q in rows if not found.intersection(q.golden_answers)]
+        ids = f" (ids {', '.join(without[:SHOWN])}, ...)" if without else ""
         print(f"{path}: {len(without)} of {len(rows)} questions have no answer in any passage{ids}")
-    return not any(report.faults for report in reports)
+    return all(report.rows and not report.faults for report in reports)
