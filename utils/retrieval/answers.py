@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from utils.config import UsageError
 from utils.devices import usable_cores
-from utils.retrieval.corpus import read_corpus
 from utils.store.jsonlines import WRONG_FIELD, Row, checked_rows
 from utils.store.rows import Passage, Question
 
@@ -151,6 +150,8 @@ def check_dataset(folder: Path, corpus: Path) -> bool:
 
     Questions without an answer in any passage are counted too, but are no fault: no corpus has every answer.
     """
+    from utils.retrieval.corpus import read_corpus  # loads numpy, which those who only match answers need not wait for
+
     splits = [path for name in ("train.jsonl", "dev.jsonl", "test.jsonl") if (path := folder / name).exists()]
     if not splits:
         raise UsageError(f"{folder} has none of train.jsonl, dev.jsonl, test.jsonl")
