@@ -25,7 +25,7 @@ from utils.rag.metrics import Interval, bootstrap, ranking_metrics, relevance, t
 from utils.rag.prompts import RagPrompt
 from utils.ray_engine import start_workers
 from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
-from utils.store.files import atomic, file_name
+from utils.store.files import file_name, write_file
 from utils.store.journal import Journal, resume
 from utils.store.jsonlines import PassageTexts, dump_line, passages_path, read_rows, write_lines
 from utils.store.manifest import Phase, digest, fingerprint
@@ -225,12 +225,11 @@ class RagPipeline:
 
 def _save(rows: list[dict[str, Any]], metrics: dict[str, Interval], folder: Path) -> str:
     """Write a run's rows and metrics; return the metrics as lines."""
-    with atomic(folder / "metric_score.txt") as handle:
-        handle.write("".join(f"{name}: {interval.mean}\n" for name, interval in metrics.items()).encode())
-    with atomic(folder / "metrics.json") as handle:
-        handle.write(orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
-    with atomic(folder / "intermediate_data.json") as handle:
-        handle.write(b"[\n" + b",\n".join(dump_line(row).rstrip() for row in rows) + b"\n]\n")
+    means = "".join(f"{name}: {interval.mean}\n" for name, interval in metrics.items())
+    write_file(folder / "metric_score.txt", means)
+    write_file(folder / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
+    lines = b",\n".join(dump_line(row).rstrip() for row in rows)
+    write_file(folder / "intermediate_data.json", b"[\n" + lines + b"\n]\n")
     return "\n".join(f"{name:10} {interval}" for name, interval in metrics.items())
 
 

@@ -159,6 +159,7 @@ def test_the_whole_test_split_from_the_installed_package(tmp_path):
         ([["Q", *CHOICES, "b"]], ":1: field 'answer'"),
         ([["Q", "1", " ", "3", "4", "A"]], ":1: field 'choices.1': "),
         ([["", *CHOICES, "A"]], ":1: field 'question': "),
+        ([], ": no questions for the test split"),
     ],
 )
 def test_bad_csv_rows_are_named_and_nothing_is_written(tmp_path, rows, message):

@@ -15,7 +15,7 @@ from pydantic import AliasPath, BaseModel, Field
 from utils.config import UsageError
 from utils.mmlu.letters import parse_letter
 from utils.rag.metrics import RESAMPLES, bootstrap
-from utils.store.files import atomic
+from utils.store.files import write_file
 from utils.store.jsonlines import parse_row, read_run
 from utils.store.manifest import fingerprint
 
@@ -66,9 +66,8 @@ def evaluate(run: Path, seed: int) -> str:
     scores = {"run": str(run), **score(graded, seed), "intermediate_data_sha256": fingerprint(path)}
     text = f"MMLU exact match of {run}, n = {len(graded)}, seed {seed}\n\n{table(scores)}"
     as_json = orjson.dumps(scores, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    for name, content in (("mmlu_score.json", as_json), ("mmlu_score.txt", text.encode())):
-        with atomic(run / name) as handle:
-            handle.write(content)
+    write_file(run / "mmlu_score.json", as_json)
+    write_file(run / "mmlu_score.txt", text)
     return text
 
 

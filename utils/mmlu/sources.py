@@ -102,6 +102,8 @@ def question_rows(split: str, files: Sequence[Path], dropped: Counter[str]) -> I
             "metadata": {"subject": subject if subject in CATEGORY else None, "choices": choices},
         }
         count += 1
+    if not count:
+        raise UsageError(f"{files[0]}: no questions for the {split} split")
 
 
 def format_question(question: str, choices: Sequence[str]) -> str:

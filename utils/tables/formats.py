@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.store.files import atomic
+from utils.store.files import write_file
 from utils.tables.experiment import label
 from utils.tables.plan import Plan
 from utils.tables.results import LEVEL, Cell, FilledTable
@@ -29,16 +29,11 @@ def write_tables(tables: Sequence[FilledTable], plan: Plan, folder: Path) -> str
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows([CSV_COLUMNS, *csv_rows(table, plan)])
         for suffix, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", lines.getvalue())):
-            _write(folder / f"{table.name}.{suffix}", text)
+            write_file(folder / f"{table.name}.{suffix}", text)
     together = "\n".join(map(markdown, tables))
     if len(tables) == len(plan.experiment.tables):
-        _write(folder / "all.md", together)
+        write_file(folder / "all.md", together)
     return together
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic(path) as handle:
-        handle.write(text.encode())
 
 
 def markdown(table: FilledTable) -> str:

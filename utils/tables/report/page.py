@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from utils.config import UsageError, dataset_dir, docs_path
 from utils.method import descending, fuse
 from utils.retrieval.answers import has_answer
-from utils.store.files import atomic
+from utils.store.files import write_file
 from utils.store.jsonlines import PassageTexts, parse_row, passages_path, read_jsonl, read_rows
 from utils.store.manifest import UNFINISHED, manifest_path, read_manifest
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
@@ -45,8 +45,7 @@ def write_report(profile: str, questions: int, output: Path | None, seed: int) -
         **phases(plan, runs),
     }
     output = output or plan.folder(runs[0]).parent / "report.html"
-    with atomic(output) as handle:
-        handle.write(render(data, {"views": explored}).encode())
+    write_file(output, render(data, {"views": explored}))
     return f"{output}: {len(runs)} runs, {len(tables)} tables, {output.stat().st_size / 1e6:.1f} MB"
 
 
