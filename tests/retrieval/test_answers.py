@@ -154,7 +154,9 @@ def test_examples_in_the_docstrings():
     assert tried.failed == 0
 
 
-WORDS = st.lists(st.sampled_from(["new", "york", "York", "u.s.", "a", "ß", "Σας", "..."]), min_size=1, max_size=4)
+WORDS = st.lists(
+    st.sampled_from(["new", "york", "York", "u.s.", "ß", "SS", "Σας", "東京", "東", "..."]), min_size=1, max_size=4
+)
 
 
 @settings(max_examples=15, deadline=None)
