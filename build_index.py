@@ -3,11 +3,11 @@
     python build_index.py                                                  (e5-base-v2 over wiki18, on a GPU)
     python build_index.py --corpus_path=mine.jsonl --index_path=indexes/mine_Flat.index
 
-reads   --corpus_path, JSON lines {id, contents}, as a stream
-writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's line i
+reads   --corpus_path, JSON lines {id, contents}: all of it is checked before the first passage is encoded
+writes  --index_path, a faiss Flat index (inner product) whose row i is the corpus's row i
         INDEX_PATH.shards/ until then: encoded passages, --index_shard_size per file
 
-A kill costs at most the unfinished shard. Memory holds one shard, whatever the size of the corpus. The file is the one
+A kill costs at most the unfinished shard. Memory holds one shard and 32 bytes per passage. The file is the one
 that FlashRAG's index builder makes with --faiss_type Flat, and FlashRAG reads it.
 """
 

@@ -145,7 +145,7 @@ def read_mmlu(path: Path, made_by: str, number: int, seed: int) -> Output:
     subjects: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line, row in read_jsonl(path, made_by):
         question = parse_row(row, Question, f"{path}:{line}")
-        subject = (question.metadata or {}).get("subject")
+        subject = question.metadata.get("subject") if isinstance(question.metadata, dict) else None
         if not isinstance(subject, str):
             raise UsageError(f"{path}:{line}: field 'metadata.subject' must be a subject's name; run: {made_by}")
         subjects[subject].append(row)

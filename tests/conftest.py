@@ -207,7 +207,7 @@ def retrieval_args(index, corpus, tiny_encoder) -> SimpleNamespace:
         retrieval_method="e5", retriever_path=str(tiny_encoder), index_path=str(index), corpus_path=str(corpus),
         retrieval_batch_size=4, retrieval_query_max_length=64, retrieval_pooling_method="mean",
         use_fp16=True, instruction=None, faiss_gpu=False, faiss_mmap=True, overwrite=False,
-        trust_remote_code=[], engine="local",
+        trust_remote_code=[], engine="local", skip_bad_rows=False,
     )  # fmt: skip
 
 

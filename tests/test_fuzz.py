@@ -23,6 +23,7 @@ from utils.llm.client import retry_after
 from utils.llm.rationales import match_rationales
 from utils.llm.types import UnusableError, read_completion
 from utils.retrieval.answers import FileReport
+from utils.retrieval.corpus import read_corpus
 from utils.store.journal import Journal
 from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, read_jsonl, read_parquet, read_records, read_rows
 from utils.store.manifest import Phase, manifest_path
@@ -99,6 +100,7 @@ READERS = {
     "score cache": (lines(SCORED), cache),
     "score cache, published format": (lines(PUBLISHED), cache),
     "check of a dataset": (lines(QUESTIONS), lambda path: list(FileReport(path).sound_rows(Passage))),
+    "corpus": (lines([{"id": str(i), "contents": "x"} for i in range(4)]), lambda path: list(read_corpus(path))),
     "records": (json.dumps(RATIONALES).encode(), lambda path: list(read_records(path))),
     "Parquet": (parquet(RATIONALES), lambda path: list(read_parquet(path))),
     "published rationales": (

@@ -18,19 +18,40 @@ def tokens(text):
     return prepare(text).split(BETWEEN)[1:-1]
 
 
+SCRIPTS = ["Han", "Hiragana", "Katakana", "Bopomofo", "Hangul", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"]
+SCRIPTS += ["Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Javanese", "Balinese"]
+
+
+def is_unspaced(char):
+    found = char in "ーｰ" or any(regex.match(rf"\p{{{script}}}", char) for script in SCRIPTS)
+    return found and unicodedata.category(char) != "Nd"
+
+
+def is_attached(char):
+    jamo = unicodedata.name(char, "").startswith(("HANGUL JUNGSEONG", "HANGUL JONGSEONG"))
+    return jamo or char in "ำຳ" or bool(regex.match(r"\p{M}", char))
+
+
 def naive_tokens(text):
-    """DPR's rule told again, a character at a time."""
-    found, run = [], ""
-    for char in unicodedata.normalize("NFD", text):
-        if regex.match(r"[\p{L}\p{N}\p{M}]", char):
-            run += char
-            continue
-        if run:
-            found.append(run)
-        run = ""
-        if not regex.match(r"[\p{Z}\p{C}]", char):
+    """The rule told again, a character at a time."""
+    found, unspaced, in_token = [], False, False
+    for char in unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold()):
+        if in_token and unspaced and is_attached(char):
+            found[-1] += char
+        elif is_unspaced(char):
             found.append(char)
-    return [token.lower() for token in ([*found, run] if run else found)]
+            in_token, unspaced = True, True
+        elif regex.match(r"[\p{L}\p{N}\p{M}]", char):
+            if in_token and not unspaced:
+                found[-1] += char
+            else:
+                found.append(char)
+            in_token, unspaced = True, False
+        else:
+            in_token = False
+            if not regex.match(r"[\p{Z}\p{C}]", char):
+                found.append(char)
+    return found
 
 
 def naive_has_answer(golden, passage):
@@ -45,6 +66,7 @@ def naive_has_answer(golden, passage):
 
 # Few distinct pieces, so that matches, near misses and overlaps are all common.
 PIECES = [*"aAb.", "ab", "é", "e\u0301", *"ΣςσİßÅ٣'-– \n𝔸한", "\x1f", "\u200b"]
+PIECES += [*"東京コーガ1๒ำ가각กรุ", "ss", "SS", "ẞ", "ᅡ", "ི"]
 crowded = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 texts = st.one_of(crowded, st.text(max_size=20))
 
@@ -80,7 +102,30 @@ def test_an_answer_between_spaces_is_always_found(before, answer, after):
         ("ΟΔΟΣ", "η οδος", True),
         ("$5", "cost $5 each", True),
         ("東京", "東京", True),
-        ("東", "東京", False),  # a run of letters is one token
+        ("東", "東京", True),  # without blanks, each letter is a token
+        ("東京", "日本の首都は東京。", True),
+        ("东京", "日本的首都是东京。", True),
+        ("北京", "京北", False),
+        ("東京", "東の京", False),
+        ("1998", "1998年に", True),
+        ("199", "1998年に", False),
+        ("iPhone", "苹果的iPhone手机", True),
+        ("Phone", "苹果的iPhone手机", False),
+        ("ハット", "ハッド", False),  # a letter keeps its marks
+        ("コーヒー", "このコーヒーは", True),
+        ("ハ", "パリ", False),
+        ("스페인", "스페인에서", True),  # particles follow without a blank
+        ("가", "각", False),
+        ("กรุงเทพ", "ที่กรุงเทพมหานคร", True),
+        ("นำ", "นํ้า", False),
+        ("๕", "๒๕๖๗", False),  # digits form runs
+        ("ພາສາລາວ", "ຂອງພາສາລາວແມ່ນ", True),
+        ("ភ្នំពេញ", "រាជធានីភ្នំពេញនៃ", True),
+        ("ရန်ကုန်", "မြို့ရန်ကုန်မှာ", True),
+        ("བླ་མ", "བླ་མའི", True),
+        ("Königstraße", "in der KÖNIGSTRASSE 5", True),
+        ("STRASSE", "Straße", True),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος", True),
         ("5", "2.5 million", True),
     ],
 )
@@ -105,11 +150,13 @@ def test_any_answer_suffices():
 
 def test_examples_in_the_docstrings():
     tried = doctest.testmod(answers)
-    assert tried.attempted >= 3
+    assert tried.attempted >= 4
     assert tried.failed == 0
 
 
-WORDS = st.lists(st.sampled_from(["new", "york", "York", "u.s.", "a", "ß", "Σας", "..."]), min_size=1, max_size=4)
+WORDS = st.lists(
+    st.sampled_from(["new", "york", "York", "u.s.", "ß", "SS", "Σας", "東京", "東", "..."]), min_size=1, max_size=4
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -139,6 +186,21 @@ def test_a_sound_dataset_passes_and_missing_answers_are_named(check):
     assert "train.jsonl: 5 sound rows" in result.stdout
     assert "corpus.jsonl: 3 sound rows" in result.stdout
     assert "2 of 5 questions have no answer in any passage (ids q3, q4, ...)" in result.stdout
+
+
+def test_the_share_of_questions_that_are_matched_letter_by_letter_is_told(check):
+    rows = [*questions(7), {"id": "x", "question": "?", "golden_answers": ["Tokyo", "東京"]}]
+    assert "1 of 8 questions (12.5%) have an answer in a script without blanks" in check(rows).stdout
+    assert "without blanks" not in check(questions(7)).stdout
+
+
+@pytest.mark.parametrize("empty", ["corpus.jsonl", "dataset/own/dev.jsonl"])
+def test_what_no_phase_reads_is_no_sound_dataset(check, tmp_path, empty):
+    (tmp_path / "dataset/own").mkdir(parents=True)
+    (tmp_path / empty).write_text("\n")
+    result = check(questions(2))
+    assert result.returncode == 1
+    assert f"{empty}: 0 sound rows" in result.stdout
 
 
 def test_every_fault_is_counted_with_its_first_place(check, tmp_path):

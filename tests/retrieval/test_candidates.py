@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, questions, read_jsonl, write_jsonl
 
-from utils.config import UsageError
+from utils.config import UsageError, phase_arguments
 from utils.store.rows import Question
 
 
@@ -158,10 +159,40 @@ def test_the_query_prefix_follows_the_method(retrieval_args):
     assert query_prefix("e5", None) == "query: "
     assert query_prefix("minilm", None) == ""
     assert query_prefix("minilm", "search:") == "search: "
+    assert query_prefix("bge", None).startswith("Represent this sentence")
+    assert {query_prefix(name, None) for name in ("bge-m3", "BGE_M3", "bgem3-ko")} == {""}
+    assert {query_prefix(name, "") for name in ("e5", "bge", "minilm")} == {""}
     check_retrieval_inputs(retrieval_args)
     retrieval_args.retriever_path, retrieval_args.retrieval_method = "/models/e5-base-v2", "dense"
     with pytest.raises(UsageError, match="use --retrieval_method e5"):
         check_retrieval_inputs(retrieval_args)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "instruction", "wanted"),
+    [
+        ("BAAI/bge-m3", "bge-m3", None, None),
+        ("BAAI/bge-m3", "bge", None, "bge-m3"),
+        ("BAAI/bge-m3", "minilm", None, "bge-m3"),
+        ("BAAI/bge-m3", "bge", "", None),
+        ("BAAI/bge-base-en", "bge-m3", None, "bge"),
+        ("BAAI/bge-base-en", "minilm", "", None),
+        ("intfloat/e5-small", "minilm", "query:", "e5"),
+        ("other/model", "bge-m3", None, None),
+    ],
+)
+def test_an_encoder_s_own_prefix_is_used_or_another_is_given(retrieval_args, path, method, instruction, wanted):
+    from utils.retrieval.candidates import check_retrieval_inputs
+
+    retrieval_args.retriever_path, retrieval_args.retrieval_method = path, method
+    retrieval_args.instruction = instruction
+    with pytest.raises(UsageError, match=f"use --retrieval_method {wanted}$") if wanted else contextlib.nullcontext():
+        check_retrieval_inputs(retrieval_args)
+
+
+def test_an_empty_instruction_on_the_command_line_means_none():
+    assert phase_arguments("", ["retrieval"], argv=["--instruction", ""]).instruction == ""
+    assert phase_arguments("", ["retrieval"], argv=[]).instruction is None
 
 
 def test_index_corpus_and_encoder_must_fit_each_other(retrieval_args, tmp_path, tokenizer):

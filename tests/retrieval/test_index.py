@@ -9,10 +9,8 @@ import faiss
 import numpy as np
 import pytest
 from conftest import read_jsonl, write_jsonl
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from utils.retrieval.index import STORAGE, corpus_blocks, join_shards
+from utils.retrieval.index import STORAGE, join_shards
 
 
 @pytest.fixture
@@ -195,24 +193,3 @@ def test_what_a_killed_join_left_counts_as_free(build, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.retrieval.index.require_space", lambda *_: seen.append(torn.exists()))
     assert build().returncode == 0
     assert seen == [False]
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.sampled_from([b"a\n", b"bcd\n", b"\n", b" \r\n"]), max_size=60), st.integers(1, 9), st.integers(1, 5)
-)
-def test_blocks_hold_every_passage_once_and_stay_in_their_shard(lines, shard_size, at_once):
-    import utils.retrieval.index
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils.retrieval.index, "ENCODE_AT_ONCE", at_once)
-        blocks = corpus_blocks(lines, shard_size)
-    data, real = b"".join(lines), [(n, line) for n, line in enumerate(lines, 1) if not line.isspace()]
-    seen = []
-    for block in blocks:
-        inside = data[block.start : block.start + block.size].splitlines(keepends=True)
-        found = [(n, line) for n, line in enumerate(inside, block.line) if not line.isspace()]
-        assert len(found) == block.passages <= at_once
-        assert {(len(seen) + i) // shard_size for i in range(len(found))} == {block.shard}
-        seen += found
-    assert seen == real

@@ -1,7 +1,11 @@
 """Lines of other people's files: read as they are, or named by place and field."""
 
+import bz2
+import gzip
 import json
+import lzma
 import re
+from collections import Counter
 
 import pytest
 from conftest import questions, write_jsonl
@@ -113,6 +117,36 @@ def test_numbers_as_answers_are_taken_as_they_are_written(tmp_path):
 def test_a_line_of_many_megabytes_is_read(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", [{"id": "1", "contents": "x" * 30_000_000}, {"id": "2", "contents": "y"}])
     assert [len(row.contents) for row in read_rows(path, Passage)] == [30_000_000, 1]
+
+
+def test_byte_order_marks_are_no_part_of_a_row(tmp_path):
+    """Twice at the beginning, and at the head of each file that was joined by ``cat``."""
+    bom, row = b"\xef\xbb\xbf", b'{"id": %d, "contents": "x"}\n'
+    (tmp_path / "in.jsonl").write_bytes(bom + bom + row % 1 + bom + row % 2 + bom + b"\n" + row % 3)
+    assert [row.id for row in read_rows(tmp_path / "in.jsonl", Passage)] == ["1", "2", "3"]
+    assert LineIndex(tmp_path / "in.jsonl")["2"][1]["contents"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (gzip.compress(b'{"id": 1}\n'), "gunzip it"),
+        (bz2.compress(b'{"id": 1}\n'), "unpack it"),
+        (lzma.compress(b'{"id": 1}\n'), "unpack it"),
+        ('{"id": 1}\n'.encode("utf-16"), "save it as UTF-8"),
+        (b"PAR1\x15\x04", "Parquet"),
+        (b'[{"id": 1}, {"id": 2}]\n', "one JSON array; make it JSON lines"),
+        (b'\n[\n{"id": 1},\n{"id": 2}\n]\n', "one JSON array; make it JSON lines"),
+        (b'\xef\xbb\xbf[{"id": 1},\r\n{"id": 2}]\r\n', "one JSON array; make it JSON lines"),
+        (b'{\n  "id": 1\n}\n{\n  "id": 2\n}\n', "several lines; make it JSON lines"),
+    ],
+)
+def test_a_file_in_another_format_is_refused_even_where_bad_rows_are_left_out(tmp_path, content, remedy):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(content)
+    for dropped in (None, Counter()):
+        with pytest.raises(UsageError, match=rf"in.jsonl:\d: .*{remedy}"):
+            read_rows(path, Question, dropped=dropped)
 
 
 @pytest.mark.parametrize(

@@ -75,4 +75,13 @@ def test_numbers_stay_as_they_are_written(read, number):
     )
     assert (row.id, row.golden_answers, row.metadata) == (number, [number, "x"], {"p": 0.5})
     assert answers(read, number) == [number]
+    if "e" not in number:  # which no list of numbers inside a string has
+        assert answers(read, f'"[{number}, 7]"') == answers(read, f'["[{number}]", 7]') == [number, "7"]
     assert read(f'{{"id": {number}, "contents": "x"}}', Passage).id == number
+
+
+@pytest.mark.parametrize("written", ["null", "7", '"wiki"', "[]", '["a", 1]', "{}", '{"a": {"b": [null]}}', "true"])
+def test_metadata_of_any_type_is_no_fault(read, written):
+    row = read(f'{{"id": 1, "question": "who?", "golden_answers": ["Bob"], "metadata": {written}}}')
+    assert (row.id, row.metadata) == ("1", json.loads(written))
+    assert read(f'{{"id": 1, "contents": "x", "metadata": {written}}}', Passage).contents == "x"

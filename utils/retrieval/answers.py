@@ -2,9 +2,10 @@
 
 The rule is that of DPR (Karpukhin et al., "Dense Passage Retrieval for Open-Domain Question Answering", EMNLP 2020):
 text is NFD-normalised and split into runs of letters, digits and marks, and into single other visible characters; a
-passage has an answer if the lower-cased tokens of the answer occur in it one after the other. So "Paris" is not found
-in "Parisian", and "u.s." is found in "U.S. Army". One difference: an answer without tokens matches no passage here,
-every passage in DPR.
+passage has an answer if the tokens of the answer occur in it one after the other. So "Paris" is not found in
+"Parisian", and "u.s." is found in "U.S. Army". Three differences: a letter of a script that is written without blanks
+is a token of its own, because a run of them is a whole sentence; case is folded, so that "STRASSE" is "Straße"; and an
+answer without tokens matches no passage here, every passage in DPR.
 """
 
 from __future__ import annotations
@@ -24,22 +25,38 @@ from utils.devices import usable_cores
 from utils.store.jsonlines import WRONG_FIELD, Row, checked_rows
 from utils.store.rows import Passage, Question
 
-TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
-# A control character: no token contains it, so a match cannot begin or end inside a token. It is neither a letter nor
-# ignorable, so lower() sees where each token ends (it decides the form of the Greek sigma).
-BETWEEN = "\x1f"
+# Scripts without blanks between words; in Korean there are some, but particles follow a word without one. The range in
+# front, which holds them all, is tried first: it keeps other scripts fast. Digits form runs in every script.
+LETTERS = (
+    r"[[[\u0e00-\U0003ffff]&&[\p{Han}\p{Hiragana}\p{Katakana}ーｰ\p{Bopomofo}\p{Hangul}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}"
+    r"\p{Myanmar}\p{Tibetan}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}]]--\p{Nd}]"
+)
+# What a letter of these scripts keeps: marks, Thai's and Lao's vowel am, vowels and finals of Korean syllables.
+ATTACHED = r"[\p{M}\u0e33\u0eb3\u1160-\u11ff\ud7b0-\ud7fb]"
+TOKEN = regex.compile(rf"[[\p{{L}}\p{{N}}\p{{M}}]--{LETTERS}]+|{LETTERS}{ATTACHED}*|[^\p{{Z}}\p{{C}}]", regex.V1)
+UNSPACED = regex.compile(LETTERS, regex.V1)
+BETWEEN = "\x1f"  # a control character: no token contains it, so a match cannot begin or end inside a token
 PASSAGES_AT_ONCE = 100_000  # in memory
 SHOWN = 5  # ids of questions without an answer
 
 
+def folded(text: str) -> str:
+    """Return a text in the form in which texts that differ in case or in the coding of accents are equal."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold())
+
+
 def prepare(text: str) -> str:
-    """Return the lower-cased tokens as one string, for `occurs`; empty if there are none.
+    """Return the folded tokens as one string, for `occurs`; empty if there are none.
 
     >>> prepare("Anna's 2nd").split(BETWEEN)
     ['', 'anna', "'", 's', '2nd', '']
     """
-    found = TOKEN.findall(unicodedata.normalize("NFD", text))
-    return f"{BETWEEN}{BETWEEN.join(found)}{BETWEEN}".lower() if found else ""
+    return _between(folded(text))
+
+
+def _between(text: str) -> str:
+    found = TOKEN.findall(text)
+    return f"{BETWEEN}{BETWEEN.join(found)}{BETWEEN}" if found else ""
 
 
 _prepare_answer = lru_cache(maxsize=1 << 16)(prepare)
@@ -58,14 +75,14 @@ def has_answer(answers: Iterable[str], passage: str) -> bool:
     True
     >>> has_answer(["York"], "Yorkshire"), has_answer([""], "anything")
     (False, False)
+    >>> has_answer(["東京"], "日本の首都は東京。")
+    True
     """
-    likely = [_prepare_answer(answer) for answer in answers]
-    letters = unicodedata.normalize("NFD", passage)
+    text = folded(passage)
     # Splitting a passage takes most of the time, and most passages lack a token of every answer.
-    if "Σ" not in letters:  # whose lower case depends on where the tokens end
-        letters = letters.lower()
-        likely = [answer for answer in likely if all(token in letters for token in answer.split(BETWEEN))]
-    return any(likely) and occurs(likely, prepare(passage))
+    prepared = (_prepare_answer(answer) for answer in answers)
+    likely = [answer for answer in prepared if answer and all(token in text for token in answer.split(BETWEEN))]
+    return bool(likely) and occurs(likely, _between(text))
 
 
 def apply_rows(rows: Any, function: Callable[..., Any], **options: Any) -> Any:
@@ -109,11 +126,12 @@ class FileReport:
 
     def sound_rows(self, model: type[Row]) -> Iterator[Row]:
         """Yield the sound rows of the file, and count them and the faults of the others."""
-        for row in checked_rows(self.path, model, on_fault=self._add):
+        for row in checked_rows(self.path, model, on_fault=self.add):
             self.rows += 1
             yield row
 
-    def _add(self, kind: str, error: UsageError) -> None:
+    def add(self, kind: str, error: UsageError) -> None:
+        """Count a fault."""
         line, _, fault = str(error).removeprefix(f"{self.path}:").partition(": ")
         where = f"line {line} ({fault})"
         if kind == WRONG_FIELD:  # each field is a kind of its own
@@ -132,18 +150,24 @@ def check_dataset(folder: Path, corpus: Path) -> bool:
 
     Questions without an answer in any passage are counted too, but are no fault: no corpus has every answer.
     """
+    from utils.retrieval.corpus import read_corpus  # loads numpy, which those who only match answers need not wait for
+
     splits = [path for name in ("train.jsonl", "dev.jsonl", "test.jsonl") if (path := folder / name).exists()]
     if not splits:
         raise UsageError(f"{folder} has none of train.jsonl, dev.jsonl, test.jsonl")
-    if not corpus.exists():
-        raise UsageError(f"corpus {corpus} is missing; give --corpus_path")
     reports = [FileReport(path) for path in (*splits, corpus)]
     questions = {report.path: list(report.sound_rows(Question)) for report in reports[:-1]}
-    passages = tqdm(reports[-1].sound_rows(Passage), desc="search answers", unit="passage")
-    found = answers_found({a for rows in questions.values() for q in rows for a in q.golden_answers}, passages)
+    passages = read_corpus(corpus, reports[-1].add)
+    reports[-1].rows = len(passages)
+    answers = {a for rows in questions.values() for q in rows for a in q.golden_answers}
+    found = answers_found(answers, tqdm(passages, desc="search answers", unit="passage"))
     print(*reports, sep="\n")
     for path, rows in questions.items():
+        by_letter = sum(any(map(UNSPACED.search, q.golden_answers)) for q in rows)
+        if by_letter:
+            share = f"{by_letter} of {len(rows)} questions ({by_letter / len(rows):.1%})"
+            print(f"{path}: {share} have an answer in a script without blanks, which is matched letter by letter")
         without = [q.id for q in rows if not found.intersection(q.golden_answers)]
         ids = f" (ids {', '.join(without[:SHOWN])}, ...)" if without else ""
         print(f"{path}: {len(without)} of {len(rows)} questions have no answer in any passage{ids}")
-    return not any(report.faults for report in reports)
+    return all(report.rows and not report.faults for report in reports)

@@ -11,8 +11,10 @@ from typing import Any
 
 from utils.config import UsageError, settings_of
 from utils.ray_engine import one_by_one
+from utils.retrieval.corpus import Corpus
+from utils.retrieval.encoder import encoder_family
 from utils.store.files import require_file
-from utils.store.journal import Journal, in_chunks, resume
+from utils.store.journal import Journal, resume
 from utils.store.jsonlines import passages_path, write_lines
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.store.rows import Candidates, Passage, Question
@@ -56,29 +58,27 @@ def retrieve(
     with Journal(journal_path, made_with=phase.key) as journal:
         resume(journal, questions, lambda row: row.id, at_once, one_by_one(work), "retrieve")
         rows = sorted({row for question in questions for row in journal[question.id]["rows"]})
-        ids, hashes = write_passages(retriever, rows, output)
+        ids, hashes = write_passages(retriever.corpus, rows, output)
         write_lines(output, (_candidates(row, **journal[row.id], ids=ids, hashes=hashes) for row in questions))
+        left_out = sum((retriever.dropped or {}).values())
         short = sum(len(journal[question.id]["rows"]) < topk for question in questions)
-        facts = {"passages": len(ids), f"questions with fewer than {topk}": short}
+        facts = {"passages": len(ids), f"questions with fewer than {topk}": short, "left out of the corpus": left_out}
         phase.finish(len(questions), dropped, beside=[passages_path(output)], facts=facts)
         journal.delete()
 
 
-def write_passages(retriever: Any, rows: list[int], output: Path) -> tuple[dict[int, str], dict[int, bytes]]:
+def write_passages(corpus: Corpus, rows: list[int], output: Path) -> tuple[dict[int, str], dict[int, bytes]]:
     """Write the passages of corpus rows; return the passage id and a hash of the text by row."""
     ids: dict[int, str] = {}
     hashes: dict[int, bytes] = {}  # the texts of a million passages would take a gigabyte
 
     def read() -> Iterator[Passage]:
-        for chunk in in_chunks(rows, 1024):
-            for row, passage in zip(chunk, retriever.passages(chunk), strict=True):
-                ids[row] = passage.id
-                hashes[row] = hashlib.blake2b(passage.contents.encode(), digest_size=16).digest()
-                yield passage
+        for row, passage in zip(rows, corpus[rows], strict=True):
+            ids[row] = passage.id
+            hashes[row] = hashlib.blake2b(passage.contents.encode(), digest_size=16).digest()
+            yield passage
 
     write_lines(passages_path(output), read())
-    if len(set(ids.values())) != len(ids):
-        raise UsageError(f"{retriever.corpus_path} uses a passage id more than once; ids must be unique")
     return ids, hashes
 
 
@@ -98,15 +98,16 @@ def _candidates(
 
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
-    """Refuse missing files, an encoder whose queries would get no prefix, and an index made with other settings."""
+    """Refuse missing files, a prefix that is not the encoder's, and an index made with other settings."""
     for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
         require_file(path, what, "README, 'Reproduce the paper', shows how it is made")
-    for family in ("e5", "bge"):
-        if family in Path(args.retriever_path).name.lower() and family not in args.retrieval_method.lower():
-            raise UsageError(
-                f"--retriever_path {args.retriever_path} looks like {family}, but --retrieval_method "
-                f"{args.retrieval_method} gives its queries no prefix; use --retrieval_method {family}"
-            )
+    family = encoder_family(Path(args.retriever_path).name)
+    given = args.instruction is not None and family != "e5"  # whose passages have a prefix too
+    if family and family != encoder_family(args.retrieval_method) and not given:
+        raise UsageError(
+            f"--retriever_path {args.retriever_path} looks like {family}, but --retrieval_method "
+            f"{args.retrieval_method} gives its queries another prefix, or none; use --retrieval_method {family}"
+        )
     manifest = manifest_path(Path(args.index_path))
     # An index from elsewhere has no manifest. `Phase` refuses an unfinished index.
     if not manifest.exists() or UNFINISHED in (made := read_manifest(manifest)):
@@ -118,3 +119,5 @@ def check_retrieval_inputs(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if (found := made["settings"].get(flag, value)) != value:
             raise UsageError(f"{args.index_path} was made with --{flag} {found}, not {value}")
+    if made["dropped"] and not args.skip_bad_rows:
+        raise UsageError(f"{args.index_path} was made without the corpus's bad rows; give --skip_bad_rows here too")

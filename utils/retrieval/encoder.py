@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -23,6 +24,12 @@ from utils.store.files import atomic
 Embeddings = NDArray[np.float32]  # normalised rows of shape (texts, dimension)
 POOLING = ("mean", "cls", "pooler")
 MADE_WITH = "made_with"  # file in a folder of vectors that says which inputs and settings they belong to
+
+
+def encoder_family(name: str) -> str:
+    """Return the family in a model's name, on which its prefixes depend; bge-m3 needs none, as no other of bge."""
+    found = re.search("e5|bge[-_]?m3|bge", name.lower())
+    return re.sub("[-_]?m3", "-m3", found[0]) if found else ""
 
 
 def length_order(texts: Sequence[str]) -> list[int]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import shutil
 import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +17,58 @@ from numpy.typing import NDArray
 from utils.config import UsageError, settings_of, without_secrets
 from utils.devices import model_dimension
 from utils.ray_engine import start_workers
+from utils.retrieval.corpus import Corpus, read_corpus
 from utils.retrieval.encoder import encode_files, prepare_folder, retriever_encoder
 from utils.store.files import atomic, locked, remove_torn, require_file, require_space
-from utils.store.jsonlines import parse_lines, parse_row
+from utils.store.jsonlines import fault_handler
 from utils.store.manifest import Phase
-from utils.store.rows import Passage
 
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
 
 
-def build_index(corpus: str, output: Path, args: argparse.Namespace) -> None:
-    """Encode ``corpus`` and write the index file ``output``; shards that a killed call finished are used."""
+def build_index(path: str, output: Path, args: argparse.Namespace) -> None:
+    """Encode the corpus at ``path`` and write the index ``output``; shards that a killed call finished are used."""
     if args.index_storage not in STORAGE:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
-    require_file(corpus, "corpus", "give --corpus_path (JSON lines {id, contents})")
+    require_file(path, "corpus", "give --corpus_path (JSON lines {id, contents})")
     settings = settings_of(args, "retrieval_method", "retrieval_pooling_method", "index_max_length")
     # The old name of the key, and no key for fp32: so manifests of older indexes still match.
     settings |= {"index_use_fp16": args.use_fp16}
     if args.index_storage != "fp32":
         settings["index_storage"] = args.index_storage
     folder = output.with_name(f"{output.name}.shards")
-    phase = Phase(output, [corpus, args.retriever_path], settings, scratch=[folder])
+    phase = Phase(output, [path, args.retriever_path], settings, scratch=[folder])
     if phase.is_done(args.overwrite):
         return
     with locked(folder):
         remove_torn(output)
         prepare_folder(folder, f"{phase.key} {args.index_shard_size}")
-        with open(corpus, "rb") as lines:
-            blocks = corpus_blocks(lines, args.index_shard_size)
-        by_shard = groupby(blocks, key=lambda block: block.shard)
-        shards = {folder / f"{number:05d}.npy": list(part) for number, part in by_shard}
-        passages, dimension = sum(map(len, blocks)), model_dimension(args.retriever_path)
+        dropped = Counter[str]() if args.skip_bad_rows else None
+        dimension, corpus = model_dimension(args.retriever_path), read_corpus(path, fault_handler(dropped))
+        parts = corpus.split(args.index_shard_size)
+        shards = {folder / f"{number:05d}.npy": part.split(ENCODE_AT_ONCE) for number, part in enumerate(parts)}
         # The index and its shards are on the disk together: 2 x 65 GB for wiki18.
-        size = passages * dimension * STORAGE[args.index_storage].itemsize
+        size = len(corpus) * dimension * STORAGE[args.index_storage].itemsize
         encoded = sum(path.stat().st_size for path in shards if path.exists())
         require_space(folder, 2 * size - encoded, f"{output} and its shards")
-        encode = start_workers(args, functools.partial(encode_worker, corpus, without_secrets(args), passages))
+        encode = start_workers(args, functools.partial(encode_worker, without_secrets(args), len(corpus)))
         encode_files(shards, encode, "encode", "passage")
         rows = join_shards(list(shards), dimension, output, args.index_storage)
-        phase.finish(rows, facts={"dimension": dimension})
+        phase.finish(rows, dropped, facts={"dimension": dimension})
         shutil.rmtree(folder)
 
 
-@dataclass
-class Block:
-    """Consecutive lines of a corpus that are encoded together; its ``len`` is its number of passages."""
-
-    shard: int
-    start: int  # offset of the first byte
-    line: int  # number of the first line, from 1
-    size: int = 0  # bytes
-    passages: int = 0  # lines that are not blank
-
-    def __len__(self) -> int:
-        return self.passages
-
-
-def corpus_blocks(lines: Iterable[bytes], shard_size: int) -> list[Block]:
-    """Divide a corpus's lines into blocks of `ENCODE_AT_ONCE` passages; a shard's last block may be smaller."""
-    blocks: list[Block] = []
-    start = passages = 0
-    for number, line in enumerate(lines, start=1):
-        shard = passages // shard_size
-        if not blocks or blocks[-1].shard != shard or len(blocks[-1]) == ENCODE_AT_ONCE:
-            blocks.append(Block(shard, start, number))
-        blocks[-1].size += len(line)
-        start += len(line)
-        if not line.isspace():
-            blocks[-1].passages += 1
-            passages += 1
-    return [block for block in blocks if len(block)]
-
-
-def encode_worker(corpus: str, args: argparse.Namespace, texts: int) -> Callable[[Block], NDArray[Any]]:
-    """Load the encoder, for about ``texts`` passages over all workers, and return the function that encodes a block."""
+def encode_worker(args: argparse.Namespace, texts: int) -> Callable[[Corpus], NDArray[Any]]:
+    """Load the encoder, for about ``texts`` passages over all workers, and return the function that encodes some."""
     from utils.retrieval.retrievers import set_default_instruction
 
     prefix = set_default_instruction(args.retrieval_method, is_query=False)  # "passage: " for e5
     encoder = retriever_encoder(args, args.index_max_length, prefix, texts)
 
-    def encode(block: Block) -> NDArray[Any]:
-        with open(corpus, "rb") as file:
-            file.seek(block.start)
-            lines = io.BytesIO(file.read(block.size))
-        rows = parse_lines(lines, corpus, first=block.line)
-        passages = [parse_row(raw, Passage, f"{corpus}:{number}").contents for number, _, _, raw in rows]
-        return encoder.encode(passages, args.index_batch_size).astype(STORAGE[args.index_storage])
+    def encode(rows: Corpus) -> NDArray[Any]:
+        texts = [passage.contents for passage in rows]
+        return encoder.encode(texts, args.index_batch_size).astype(STORAGE[args.index_storage])
 
     return encode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
+from collections import Counter
 from typing import Any
 
 import faiss
@@ -13,10 +13,10 @@ import torch
 from utils.config import UsageError, without_secrets
 from utils.devices import gpus
 from utils.ray_engine import start_workers
-from utils.retrieval.encoder import retriever_encoder
+from utils.retrieval.corpus import read_corpus
+from utils.retrieval.encoder import encoder_family, retriever_encoder
 from utils.retrieval.search import BlockIndex, ClusterIndex, stored_type
-from utils.store.jsonlines import parse_row
-from utils.store.rows import Passage
+from utils.store.jsonlines import fault_handler
 
 # On a machine without a GPU, importing FlashRAG's retrievers leaves torch and faiss one thread in the whole process.
 threads = torch.get_num_threads(), faiss.omp_get_max_threads()
@@ -37,6 +37,7 @@ OFF = (
 class FlatRetriever(DenseRetriever):
     """FlashRAG's dense retriever with its traps closed; ``queries`` is about how many will be asked.
 
+    - The corpus is read by `utils.retrieval.corpus`; FlashRAG's reader guesses types, and copies all of it.
     - A Flat index is searched block by block, or on a cluster: wiki18's 65 GB need not fit into memory.
     - An index that does not belong to the corpus and the encoder is refused.
     - Neighbours that do not exist (faiss's -1) are left out; FlashRAG returns the last passage in their place.
@@ -47,7 +48,8 @@ class FlatRetriever(DenseRetriever):
         self._args, self._queries = args, queries
         config = vars(without_secrets(args)) | dict.fromkeys(OFF, False) | {"retrieval_topk": topk}
         config |= {"retrieval_model_path": args.retriever_path, "retrieval_use_fp16": args.use_fp16}
-        super().__init__(config)
+        self.dropped = Counter[str]() if args.skip_bad_rows else None
+        super().__init__(config, read_corpus(args.corpus_path, fault_handler(self.dropped)))
         if self.index.ntotal != len(self.corpus):
             raise UsageError(
                 f"{args.index_path} holds {self.index.ntotal} vectors but {args.corpus_path} has {len(self.corpus)} "
@@ -84,17 +86,9 @@ class FlatRetriever(DenseRetriever):
         scores, rows = self.index.search(self.encoder.encode(queries, self.batch_size), topk)
         return [(r[r >= 0].tolist(), s[r >= 0].tolist()) for r, s in zip(rows, scores, strict=True)]
 
-    def passages(self, rows: Sequence[int]) -> list[Passage]:
-        """Read corpus rows in one pass."""
-        columns = self.corpus[list(rows)]
-        return [
-            parse_row({"id": pid, "contents": text}, Passage, f"{self.corpus_path}, row {row}")
-            for row, pid, text in zip(rows, columns["id"], columns["contents"], strict=True)
-        ]
-
     def _batch_search(self, query: Any, num: int | None = None, return_score: bool = False) -> Any:
         found = self.search_rows([query] if isinstance(query, str) else query, num or self.topk)
-        documents = [[p.model_dump() for p in self.passages(rows)] for rows, _ in found]
+        documents = [[p.model_dump() for p in self.corpus[rows]] for rows, _ in found]
         return (documents, [scores for _, scores in found]) if return_score else documents
 
     def _search(self, query: str, num: int | None = None, return_score: bool = False) -> Any:
@@ -104,4 +98,6 @@ class FlatRetriever(DenseRetriever):
 
 def query_prefix(method: str, instruction: str | None) -> str:
     """Return the text before every query: the instruction if given, else FlashRAG's for the method's name."""
-    return f"{instruction.strip()} " if instruction else set_default_instruction(method, is_query=True)
+    if instruction is not None:
+        return f"{instruction.strip()} ".lstrip()
+    return "" if encoder_family(method) == "bge-m3" else set_default_instruction(method, is_query=True)

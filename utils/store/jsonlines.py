@@ -25,11 +25,37 @@ OnFault = Callable[[str, UsageError], None]
 
 BOM = b"\xef\xbb\xbf"
 WRONG_FIELD = "rows with a wrong field"
+REPEATED_ID = "rows with a repeated id"
+# These two are refused even where bad lines are left out.
+OTHER_FORMAT, NO_ROW = "files in another format", "files without a sound row"
+OTHER_FORMATS = {  # what to do -> how such a file begins
+    "the file is UTF-16: save it as UTF-8": (b"\xff\xfe", b"\xfe\xff"),
+    "the file is compressed: gunzip it": (b"\x1f\x8b",),
+    "the file is compressed: unpack it": (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"),
+    "the file is Parquet: write its rows as JSON lines": (b"PAR1",),
+    "the file is one JSON array; make it JSON lines: jq -c .[] FILE": (b"[",),
+    "its rows stand over several lines; make it JSON lines: jq -c . FILE": (b"{\n", b"{\r\n"),
+}
 
 
 def refuse(kind: str, error: UsageError) -> None:
     """Raise the error of a bad line."""
     raise error from None
+
+
+def fault_handler(dropped: Counter[str] | None) -> OnFault:
+    """Return what counts bad lines in ``dropped`` and tells the first of each kind; without a counter, `refuse`."""
+    if dropped is None:
+        return refuse
+
+    def leave_out(kind: str, error: UsageError) -> None:
+        if kind in (OTHER_FORMAT, NO_ROW):
+            raise error
+        if not dropped[kind]:
+            print(f"left out, the first of its kind: {printable(str(error))}", file=sys.stderr)
+        dropped[kind] += 1
+
+    return leave_out
 
 
 def read_jsonl(path: PathLike, made_by: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
@@ -41,56 +67,60 @@ def read_jsonl(path: PathLike, made_by: str = "") -> Iterator[tuple[int, dict[st
 def read_with_offsets(
     path: PathLike, made_by: str = "", on_fault: OnFault = refuse
 ) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
-    """Open a file and yield what `parse_lines` does."""
+    """Yield ``(line number, offset in bytes, length in bytes, object)`` of each line that is not blank."""
     try:
         lines = open(path, "rb")
     except FileNotFoundError:
         raise UsageError(f"{path} is missing{_run(made_by)}") from None
+    offset, opening = 0, True
     with lines:
-        yield from parse_lines(lines, path, on_fault)
+        for number, line in enumerate(lines, 1):
+            start, offset = offset, offset + len(line)
+            text = _without_bom(line)
+            if not text or text.isspace():
+                continue
+            other, opening = _other_format(text) if opening else "", False
+            try:
+                row = parse_line(text)
+            except orjson.JSONDecodeError as error:
+                kind, fault = "lines that are not valid JSON", f"not valid JSON ({error}); {other or _remedy(text)}"
+            except TypeError as error:
+                kind, fault = "lines that are no JSON object", f"{error}; {other}".removesuffix("; ")
+            else:
+                yield number, start, len(line), row
+                continue
+            on_fault(OTHER_FORMAT if other else kind, UsageError(f"{path}:{number}: {fault}"))
+            if other:
+                return
 
 
-def parse_lines(
-    lines: Iterable[bytes], path: PathLike, on_fault: OnFault = refuse, first: int = 1
-) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
-    """Yield ``(line number, offset in bytes, length in bytes, object)`` of each line that is not blank.
-
-    ``lines`` may begin anywhere in the file: ``first`` is the number of its first line, where offsets begin with 0.
-    """
-    offset = 0
-    for number, line in enumerate(lines, first):
-        start, offset = offset, offset + len(line)
-        text = line.removeprefix(BOM) if number == 1 else line
-        if not text or text.isspace():
-            continue
-        try:
-            row = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            fault = UsageError(f"{path}:{number}: not valid JSON ({error}); {_remedy(text)}")
-            on_fault("lines that are not valid JSON", fault)
-            continue
-        if isinstance(row, dict):
-            yield number, start, len(line), _as_written(row, text)
-        else:
-            fault = UsageError(f"{path}:{number}: a JSON object is expected, not {type(row).__name__}")
-            on_fault("lines that are no JSON object", fault)
-
-
-def _as_written(row: dict[str, Any], line: bytes) -> dict[str, Any]:
-    """Return the row with the digits of its id and answers as they stand in the line: 3.50, or more than 64 bits."""
-    answers = row.get("golden_answers")
-    numbers = [row.get("id"), *(answers if isinstance(answers, list) else [answers])]
-    if any(isinstance(number, float) for number in numbers):
-        digits = json.loads(line, parse_float=str, parse_int=str)
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line; raise orjson's error, or a TypeError if it is another JSON value."""
+    row = orjson.loads(text := _without_bom(line))
+    if not isinstance(row, dict):
+        raise TypeError(f"a JSON object is expected, not {type(row).__name__}")
+    answers = row.get("golden_answers", [])
+    numbers = answers if isinstance(answers, list) else [answers]
+    if isinstance(row.get("id"), float) or any(isinstance(number, float) for number in numbers):
+        # The digits as they are written: 3.50, or an integer of more than 64 bits.
+        digits = json.loads(text, parse_float=str, parse_int=str)
         row |= {name: digits[name] for name in ("id", "golden_answers") if name in digits}
     return row
 
 
+def _without_bom(line: bytes) -> bytes:
+    """Return a line without byte order marks: files joined by ``cat`` have them at any line, or twice."""
+    while line.startswith(BOM):
+        line = line[len(BOM) :]
+    return line
+
+
+def _other_format(start: bytes) -> str:
+    """Return what to do with a file that begins so, if it is of a known format that is not JSON lines."""
+    return next((remedy for remedy, marks in OTHER_FORMATS.items() if start.lstrip().startswith(marks)), "")
+
+
 def _remedy(line: bytes) -> str:
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "the file is UTF-16: save it as UTF-8"
-    if line.startswith(b"\x1f\x8b"):
-        return "the file is compressed: gunzip it"
     if b"NaN" in line or b"Infinity" in line:
         return "JSON has no NaN or Infinity: write null, or remove the row"
     try:
@@ -114,7 +144,7 @@ def checked_rows(path: PathLike, model: type[Row], made_by: str = "", on_fault: 
             yield row
         else:
             fault = f"{path}:{number}: id {key!r} is on line {first[key]} too; it must be unique"
-            on_fault("rows with a repeated id", UsageError(fault))
+            on_fault(REPEATED_ID, UsageError(fault))
 
 
 def read_rows(
@@ -125,14 +155,7 @@ def read_rows(
     ``dropped`` counts unusable rows by fault, and they are left out; None refuses them. An error about a missing or
     empty file names the command ``made_by``.
     """
-
-    def leave_out(kind: str, error: UsageError) -> None:
-        assert dropped is not None
-        if not dropped[kind]:
-            print(f"left out, the first of its kind: {printable(str(error))}", file=sys.stderr)
-        dropped[kind] += 1
-
-    found = checked_rows(path, model, made_by, refuse if dropped is None else leave_out)
+    found = checked_rows(path, model, made_by, fault_handler(dropped))
     rows = list(islice(found, limit or None))
     if not rows:
         raise UsageError(f"{path} has no rows{_run(made_by)}")
@@ -176,7 +199,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UsageError(f"{path} is missing")
     if path.suffix == ".parquet":
         rows = read_parquet(path)
-    elif (content := path.read_bytes().removeprefix(BOM)).lstrip().startswith(b"["):
+    elif (content := _without_bom(path.read_bytes())).lstrip().startswith(b"["):
         try:
             rows = orjson.loads(content)
         except orjson.JSONDecodeError as error:
@@ -248,7 +271,7 @@ class LineIndex:
         number, offset, size = self._lines[key]
         # pread moves no shared file position, so threads and forked processes can read at the same time.
         line = os.pread(self._file.fileno(), size, offset)
-        return f"{self.path}:{number}", orjson.loads(line.removeprefix(BOM))
+        return f"{self.path}:{number}", parse_line(line)
 
 
 def passages_path(docs: PathLike) -> Path:

@@ -76,6 +76,7 @@ class _Manifest(BaseModel, extra="allow"):
     inputs: dict[str, str]
     output_sha256: str
     beside: dict[str, str] = {}
+    dropped: dict[str, int] = {}
     facts: dict[str, Any] = {}
 
 

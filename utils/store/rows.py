@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import re
 from typing import Annotated, Any, Self
 
@@ -32,7 +33,8 @@ def _unfolded(text: str) -> list[Any]:
     if not LIST.fullmatch(text):
         return [text]
     with contextlib.suppress(ValueError):
-        return orjson.loads(text)
+        orjson.loads(text)  # which refuses NaN
+        return json.loads(text, parse_float=str, parse_int=str)  # the digits as they are written
     with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         found = ast.literal_eval(text)
         if isinstance(found, (list, tuple, set)) and not UNSEPARATED.search(text):
@@ -56,7 +58,7 @@ class Question(BaseModel):
     id: Name
     question: Text
     golden_answers: Annotated[Answers, Field(min_length=1)]
-    metadata: dict[str, Any] | None = None
+    metadata: Any = None  # goes through unread
 
 
 class Rationale(Question):

@@ -86,7 +86,8 @@ class Results:
         finished = self.of(run)
         rows = finished.rows if finished else []
         if metric in CATEGORIES:
-            subjects = [(row, (row.get("metadata") or {}).get("subject")) for row in rows]
+            about = [(row, row.get("metadata")) for row in rows]
+            subjects = [(row, found.get("subject") if isinstance(found, dict) else None) for row, found in about]
             rows = [row for row, subject in subjects if subject and category_of(subject) == metric]
             metric = "em"
         scores = {row["id"]: row["output"]["metric_score"].get(metric) for row in rows}
