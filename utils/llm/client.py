@@ -19,6 +19,7 @@ from utils.llm.types import Request, Server, UnusableError
 from utils.store.journal import Journal
 
 PATIENCE = 20  # failures in a row, over all requests, before asking stops
+LEAST_PATIENCE = 2  # tries after a time-out that a busy server's queue may have caused
 REST = 0.1  # seconds between two looks at a full window
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before the next try, as in the openai library
 TOLD_PAUSE = 5.0  # seconds from which on a wait that the server asks for is told
@@ -67,8 +68,9 @@ class Window:
     The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
     least 8), grows while the server keeps up, and is halved when the server says that it has too much to do, or does
     not answer in time. A request that gets no answer in time is asked again after all others, up to ``max_retries``
-    times; one that is still refused by 429 after its retries, as often as needed. After `PATIENCE` failures without an
-    answer in between nothing more is sent: the server is down, or the settings suit no request.
+    times (`LEAST_PATIENCE` if that is less); one that is still refused by 429 after its retries, as often as needed.
+    After `PATIENCE` failures without an answer in between nothing more is sent: the server is down, or the settings
+    suit no request.
     """
 
     def __init__(self, server: Server, outcome: Outcome) -> None:
@@ -124,32 +126,38 @@ class Window:
 
     async def _try(self, client: Any, item: Request) -> bool:
         """Ask until an answer can be kept or trying is no use; return whether to ask again after all other requests."""
-        started, most = time.monotonic(), self._server.max_retries
-        for tried in range(most + 1):
+        started, tried = time.monotonic(), 0
+        while True:
             before = self._outcome.asked
             fault = await self._ask(client, item, started)
             if fault is None:
                 self._failed_in_a_row = 0
                 return False
             answers = self._outcome.asked - before  # that others got meanwhile
-            self._heed(fault, answers)
-            if not fault.again or tried == most or self._stopping:
+            slow = fault.silent and answers > 2 * self._size  # by itself, for many others overtook it
+            self._heed(fault, fault.overload and not slow)
+            if not fault.again or tried == self._server.max_retries or self._stopping:
                 break
             await self._rest(fault, tried)
-        tries = self._tries[item.key]
-        repeated = fault.silent and tries <= most
+            tried += 1
+        tries, most = self._tries[item.key], self._server.max_retries
+        repeated = fault.silent and tries <= (most if slow else max(most, LEAST_PATIENCE))
         again = repeated or fault.status == TOO_MANY or fault.wait > 0
-        # What was sent before the last answer tells nothing about the server now, and neither does a request that is
-        # slow by itself and timed out before. Before the first answer every failure counts: the settings may suit none.
-        hopeless = fault.hopeless or not self._outcome.answered
-        self._failed_in_a_row += hopeless and not answers and not (repeated and tries > 1)
-        if self._failed_in_a_row >= PATIENCE and not self._stopping:
-            self._outcome.stopped = f"the last {PATIENCE} requests all failed ({fault.reason})"
+        # What was sent before the last answer tells nothing about the server now; what timed out before, little new.
+        if not answers and not (repeated and tries > 1):
+            self._count(fault)
         if not again:
             self._outcome.failures[item.key] = fault.reason
         elif repeated and not self._stopping:  # the server may still be at work on what was given up
             await self._rest(fault, tries - 1)
         return again
+
+    def _count(self, fault: Fault) -> None:
+        """Count a failure that may be the server's; after `PATIENCE` in a row, stop."""
+        # Before the first answer every failure counts: the settings may suit no request at all.
+        self._failed_in_a_row += fault.hopeless or not self._outcome.answered
+        if self._failed_in_a_row >= PATIENCE and not self._stopping:
+            self._outcome.stopped = f"the last {PATIENCE} requests all failed ({fault.reason})"
 
     async def _rest(self, fault: Fault, tried: int) -> None:
         """Wait before the next try, longer each time, or as long as the server asks."""
@@ -175,14 +183,13 @@ class Window:
             self._size = min(self._server.concurrency, self._size + (1 / self._size if self._shrunk else 2))
         return fault
 
-    def _heed(self, fault: Fault, answers: int) -> None:
-        """Ask less at once, pause or stop, as a fault demands; ``answers`` came to others while it was waited for."""
+    def _heed(self, fault: Fault, overload: bool) -> None:
+        """Stop or pause, as a fault demands, and ask less at once after an overload."""
         now, server = time.monotonic(), self._server
         if fault.fatal:
             self._refusal = f"{server.name} refuses: {fault.reason}"
-        # A request that many others overtook is slow by itself. The requests in flight fail together: shrink once.
-        slow = fault.silent and answers > 2 * self._size
-        if fault.overload and not slow and now - self._shrunk > min(1.0, server.timeout / 4):
+        # The requests in flight fail together: shrink once.
+        if overload and now - self._shrunk > min(1.0, server.timeout / 4):
             self._size, self._shrunk = max(1.0, self._size / 2), now
         if not fault.wait:
             return

@@ -190,7 +190,7 @@ def _cause(error: BaseException) -> str:
 def _proxy_before(url: str) -> str:
     """Return which variable of the environment puts a proxy before an address; empty if none does."""
     parts = urllib.parse.urlsplit(url)
-    if urllib.request.proxy_bypass_environment(parts.netloc.rpartition("@")[2]):
+    if urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
         return ""
     names = (f"{parts.scheme}_proxy", "all_proxy")
     found = [name for wanted in names for name in (wanted, wanted.upper()) if os.environ.get(name)]
