@@ -9,10 +9,10 @@ writes  DATA_DIR/DATASET/reason/train_with_reason.jsonl    the same rows with "r
         DATA_DIR/DATASET/reason/requests.journal.jsonl     every answer as it arrived
         DATA_DIR/DATASET/reason/failures.jsonl             questions without a usable answer, and why
 
-Up to --concurrency requests are in flight, fewer while the server answers 429. Run again after a stop, the script
-asks only what is missing. --batch uses OpenAI's Batch API: half the price, within a day; stop and start it at will.
-Empty and cut-off answers are failures. If a larger share of the questions than --max_failures has failed, the exit
-code is 1: the answers so far are kept, and the output is not written.
+Up to --concurrency requests are in flight, fewer while the server answers 429, or not in time. Run again after a
+stop, the script asks only what is missing. --batch uses OpenAI's Batch API: half the price, within a day; stop and
+start it at will. Empty and cut-off answers are failures. If a larger share of the questions than --max_failures has
+failed, or all of them, the exit code is 1: the answers so far are kept, and the output is not written.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ PARSER.add_argument("--busy", type=int, default=sys.maxsize, help="open requests
 PARSER.add_argument("--faults", type=float, default=0.0, help="share of the first two tries that get a random fault")
 PARSER.add_argument("--hang", type=float, default=5.0, help="seconds of the fault of that name")
 PARSER.add_argument("--batch_seconds", type=float, default=0.2, help="time from a batch's creation to its end")
+PARSER.add_argument("--enqueued", type=float, default=float("inf"), help="most tokens of open batches")
+PARSER.add_argument("--refuse_at_once", action="store_true", help="say so in the reply to the creation")
 PARSER.add_argument("--lost_replies", type=int, default=0, help="batches that are created without a reply")
 PARSER.add_argument("--refuses", type=str.split, default=[], help="fields of a request that get 400")
 PARSER.add_argument("--echo_key", action="store_true", help="repeat the key in every error")
@@ -40,6 +42,8 @@ BODIES: list[dict] = []
 REFUSED = Counter({"busy": 0})
 FILES: dict[str, bytes] = {}
 BATCHES: dict[str, dict] = {}
+SUBMITTED: list[list[str]] = []  # the prompts of each batch
+TOO_MANY = "Enqueued token limit reached for m. Limit: 90,000 enqueued tokens."
 FAULTS = ["429", "500", "502", "503", "reset", "torn", "hang", "html", "garbage", "schema", "error", "blank"]
 PARTS = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "Lyon?"}], "closed": True},
@@ -164,6 +168,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def create_batch(self, body):
         name = f"batch_{len(BATCHES)}"
+        prompts = [prompt_of(json.loads(line)["body"]) for line in FILES[body["input_file_id"]].splitlines()]
+        tokens = sum(map(len, prompts)) / 4
+        enqueued = sum(
+            batch["tokens"] for batch in BATCHES.values() if time.time() - batch["made"] < ARGS.batch_seconds
+        )
+        too_many = enqueued + tokens > ARGS.enqueued
+        SUBMITTED.append(sorted(prompts))
+        if too_many and ARGS.refuse_at_once:
+            self.fail(400, TOO_MANY, "token_limit_exceeded")
+            return
+        body |= {"tokens": 0 if too_many else tokens, "too_many": too_many}
         BATCHES[name] = body | {"id": name, "object": "batch", "created_at": int(time.time()), "made": time.time()}
         if len(BATCHES) <= ARGS.lost_replies:
             self.hang_up()
@@ -175,11 +190,15 @@ class Handler(BaseHTTPRequestHandler):
         batch = BATCHES[name]
         lines = FILES[batch["input_file_id"]].splitlines()
         counts = {"total": len(lines), "completed": 0, "failed": 0}
-        found = {k: v for k, v in batch.items() if k != "made"} | {"request_counts": counts, "status": "in_progress"}
+        own = ("made", "tokens", "too_many")
+        found = {k: v for k, v in batch.items() if k not in own} | {"request_counts": counts, "status": "in_progress"}
+        if batch["too_many"]:
+            errors = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": TOO_MANY}]}
+            return found | {"status": "failed", "errors": errors}
         if time.time() - batch["made"] < ARGS.batch_seconds:
             return found
         if b"[batch fails]" in FILES[batch["input_file_id"]]:
-            errors = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "too many tokens"}]}
+            errors = {"object": "list", "data": [{"code": "invalid_request", "message": "too many tokens"}]}
             return found | {"status": "failed", "errors": errors}
         good, bad = [], []
         for line in lines:
@@ -220,7 +239,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             with LOCK:
                 self.reply(200, {"seen": SEEN, "most_open": OPEN["most"], "bodies": BODIES, "keys": sorted(KEYS),
-                                 "busy": REFUSED["busy"], "injected": INJECTED, "batches": len(BATCHES)})  # fmt: skip
+                                 "busy": REFUSED["busy"], "injected": INJECTED, "batches": len(BATCHES),
+                                 "submitted": SUBMITTED})  # fmt: skip
 
     def hang_up(self):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

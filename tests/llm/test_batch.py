@@ -287,3 +287,63 @@ def test_a_kill_between_the_last_answer_and_the_batchs_removal_leaves_no_open_ba
     assert ask_once(requests, server, tmp_path / "j.jsonl")[1] == answers
     assert open_keys(tmp_path / "j.jsonl") == set()
     assert fake.stats()["batches"] == 1
+
+
+def sized(count):
+    return [request("m", f"prompt {i:03}".ljust(40), max_tokens=5) for i in range(count)]  # 10 tokens each
+
+
+def test_requests_go_in_parts_that_fit_and_wait_for_open_ones(by_batch, tmp_path):
+    fake, server = by_batch(batch_seconds=0.2, enqueued=35)
+    server = dataclasses.replace(server, batch_tokens=30)
+    outcome, texts = ask_once(sized(10), server, tmp_path / "j.jsonl")
+    assert (outcome.answered, outcome.failures) == (10, {})
+    assert texts[9].startswith("because of prompt 009")
+    assert [len(part) for part in fake.stats()["submitted"]] == [3, 3, 3, 1]
+    assert set(fake.stats()["seen"].values()) == {1}
+    assert json.loads((tmp_path / "j.batches.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("flags", [[], ["--refuse_at_once"]])
+@pytest.mark.parametrize("kept", [0, 90])
+def test_a_batch_beyond_the_accounts_limit_goes_on_in_smaller_parts(llm_server, tmp_path, capsys, flags, kept):
+    fake = llm_server(0.0, *flags, batch_seconds=0.1, enqueued=45)
+    server = Server(fake.base_url, None, 5.0, 2, 4, batch=True, batch_poll=0.01, batch_tokens=kept)
+    outcome, _ = ask_once(sized(10), server, tmp_path / "j.jsonl")
+    assert (outcome.answered, outcome.failures) == (10, {})
+    submitted = fake.stats()["submitted"]
+    assert len(submitted) == len({tuple(part) for part in submitted})
+    assert max(map(len, submitted[2:])) <= 4
+    said = capsys.readouterr().err
+    assert "Enqueued token limit reached" in said
+    assert "its requests go on in parts of at most" in said
+    assert "--batch_tokens" in said
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_kill_does_not_make_a_refused_batch_be_submitted_again(by_batch, tmp_path, monkeypatch, times):
+    fake, server = by_batch(batch_seconds=0.1, enqueued=25)
+    real, calls = Batches._submit_what_fits, 0
+
+    def end(self):
+        nonlocal calls
+        calls += 1
+        if calls > times:
+            raise KilledError
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "_submit_what_fits", end)
+        with pytest.raises(KilledError):
+            ask_once(sized(10), server, tmp_path / "j.jsonl")
+    assert ask_once(sized(10), server, tmp_path / "j.jsonl")[0].answered == 10
+    submitted = fake.stats()["submitted"]
+    assert len(submitted) == len({tuple(part) for part in submitted})
+    assert set(fake.stats()["seen"].values()) == {1}
+
+
+def test_one_request_beyond_the_accounts_limit_is_told(by_batch, tmp_path):
+    fake, server = by_batch(enqueued=5)
+    with pytest.raises(UsageError, match="Enqueued token limit reached.*It held one request, which --batch_tokens"):
+        ask_once(sized(4), server, tmp_path / "j.jsonl")
+    assert [len(part) for part in fake.stats()["submitted"]] == [4, 2, 1]

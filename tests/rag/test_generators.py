@@ -123,6 +123,8 @@ def args(tiny_llama, tmp_path):
         max_retries=0,
         batch=False,
         batch_poll=1.0,
+        batch_tokens=0,
+        longest_wait=600.0,
         concurrency=4,
         seed=1,
         prices={},

@@ -37,6 +37,18 @@ def test_a_phase_is_done_only_for_the_same_inputs_and_settings(tmp_path, capsys)
     assert {"command", "settings", "inputs", "output_sha256", "versions", "seconds"} <= manifest.keys()
 
 
+def test_an_output_without_rows_is_never_finished(tmp_path):
+    output = tmp_path / "out"
+    output.write_text("")
+    with pytest.raises(UsageError, match=r"out has no rows, so it is not finished; dropped: 4 bad rows"):
+        Phase(output, [], {}).finish(0, {"bad rows": 4})
+    assert not Phase(output, [], {}).is_done(overwrite=False)
+    Phase(output, [], {}).finish(1)
+    manifest = tmp_path / "out.manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows": 1', '"rows": 0'))  # of an earlier version
+    assert not Phase(output, [], {}).is_done(overwrite=False)
+
+
 def test_an_input_that_changed_after_it_was_made_is_refused_with_the_command(tmp_path):
     middle = made(tmp_path / "middle")
     Phase(tmp_path / "out", [middle], {})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -13,15 +14,15 @@ from tqdm import tqdm
 from utils.config import UsageError
 from utils.llm.batch import Batches, open_keys, state_path
 from utils.llm.cost import Budget, Outcome
-from utils.llm.types import Request, Server, UnusableError, refused
+from utils.llm.faults import TOO_MANY, Fault, ServerError, fault_of
+from utils.llm.types import Request, Server, UnusableError
 from utils.store.journal import Journal
 
-FATAL = {401, 403, 404}  # every further request would fail too
-TOO_MANY = 429
-OUT_OF_MONEY = "insufficient_quota"  # OpenAI's code of a 429 that waiting does not help
 PATIENCE = 20  # failures in a row, over all requests, before asking stops
-LONGEST_PAUSE = 600.0  # seconds; a server that asks for a longer pause does not get it
+LEAST_PATIENCE = 2  # tries after a time-out that a busy server's queue may have caused
 REST = 0.1  # seconds between two looks at a full window
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before the next try, as in the openai library
+TOLD_PAUSE = 5.0  # seconds from which on a wait that the server asks for is told
 # Return the body as it came. The library's create() takes twice the CPU time, for it checks the type of every field.
 RAW = {"headers": {"X-Stainless-Raw-Response": "true"}}
 
@@ -61,23 +62,15 @@ def ask_all(
     return outcome
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a Retry-After header asks for; 0 without one, or for a date, the form of web servers."""
-    try:
-        seconds = float(headers.get("retry-after", 0))
-    except ValueError:
-        return 0.0
-    # A comparison with NaN is false, so that "nan" asks for nothing.
-    return min(seconds, LONGEST_PAUSE) if seconds > 0 else 0.0
-
-
 class Window:
     """Asks many requests at once, by workers that share one queue: a slow request holds up only its own worker.
 
     The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
-    least 8), grows while the server keeps up, and is halved when the server answers 429. A request that is still
-    refused after the openai library's retries is asked again after all others. After `PATIENCE` failures in a row
-    nothing more is sent: the server is down, or the settings suit no request.
+    least 8), grows while the server keeps up, and is halved when the server says that it has too much to do, or does
+    not answer in time. A request that gets no answer in time is asked again after all others, up to ``max_retries``
+    times (`LEAST_PATIENCE` if that is less); one that is still refused by 429 after its retries, as often as needed.
+    After `PATIENCE` failures without an answer in between nothing more is sent: the server is down, or the settings
+    suit no request.
     """
 
     def __init__(self, server: Server, outcome: Outcome) -> None:
@@ -85,6 +78,7 @@ class Window:
         self._size, self._in_flight = min(float(server.concurrency), max(8.0, server.concurrency / 8)), 0
         self._shrunk, self._paused_until = 0.0, 0.0  # by the monotonic clock; 0 for never
         self._todo: deque[Request] = deque()
+        self._tries = Counter[str]()  # by request key
         self._failed_in_a_row, self._refusal = 0, ""
 
     def ask(self, todo: Iterable[Request], bar: tqdm) -> None:
@@ -97,8 +91,8 @@ class Window:
     async def _run(self, bar: tqdm) -> None:
         import openai
 
-        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._saw]})
-        async with openai.AsyncOpenAI(**self._server.client_settings, http_client=http) as client:
+        settings = self._server.client_settings | {"max_retries": 0}  # the library's own tries hide time-outs and waits
+        async with openai.AsyncOpenAI(**settings) as client:
             await asyncio.gather(*(self._work(client, bar) for _ in range(self._server.concurrency)))
 
     @property
@@ -106,23 +100,15 @@ class Window:
         self._outcome.stopped = self._outcome.stopped or self._outcome.budget.exceeded
         return bool(self._outcome.stopped or self._refusal)
 
-    async def _saw(self, response: Any) -> None:
-        """Adapt the window to a response, also to one that the openai library will ask again."""
-        now, status = time.monotonic(), response.status_code
-        if status in (TOO_MANY, 503):
-            self._paused_until = max(self._paused_until, now + retry_after(response.headers))
-        # The requests in flight are refused together: shrink at most once per second.
-        if status == TOO_MANY and now - self._shrunk > 1.0:
-            self._size, self._shrunk = max(1.0, self._size / 2), now
-        elif status < 400:
-            # Grow by 2 per answer; after the first 429, by 1 per window of answers.
-            self._size = min(self._server.concurrency, self._size + (1 / self._size if self._shrunk else 2))
+    @property
+    def _paused(self) -> bool:
+        return not self._stopping and time.monotonic() < self._paused_until
 
     async def _work(self, client: Any, bar: tqdm) -> None:
         outcome = self._outcome
         while self._todo:
             item = self._todo.popleft()
-            while not self._stopping and (self._in_flight + 1 > self._size or time.monotonic() < self._paused_until):
+            while self._paused or (not self._stopping and self._in_flight + 1 > self._size):
                 await asyncio.sleep(REST)
             if self._stopping:
                 return
@@ -139,42 +125,77 @@ class Window:
             bar.set_postfix_str(state, refresh=False)
 
     async def _try(self, client: Any, item: Request) -> bool:
-        """Ask once and keep what came; return whether to ask again after all other requests."""
+        """Ask until an answer can be kept or trying is no use; return whether to ask again after all other requests."""
+        started, tried = time.monotonic(), 0
+        while True:
+            before = self._outcome.asked
+            fault = await self._ask(client, item, started)
+            if fault is None:
+                self._failed_in_a_row = 0
+                return False
+            answers = self._outcome.asked - before  # that others got meanwhile
+            slow = fault.silent and answers > 2 * self._size  # by itself, for many others overtook it
+            self._heed(fault, fault.overload and not slow)
+            if not fault.again or tried == self._server.max_retries or self._stopping:
+                break
+            await self._rest(fault, tried)
+            tried += 1
+        tries, most = self._tries[item.key], self._server.max_retries
+        repeated = fault.silent and tries <= (most if slow else max(most, LEAST_PATIENCE))
+        again = repeated or fault.status == TOO_MANY or fault.wait > 0
+        # What was sent before the last answer tells nothing about the server now; what timed out before, little new.
+        if not answers and not (repeated and tries > 1):
+            self._count(fault)
+        if not again:
+            self._outcome.failures[item.key] = fault.reason
+        elif repeated and not self._stopping:  # the server may still be at work on what was given up
+            await self._rest(fault, tries - 1)
+        return again
+
+    def _count(self, fault: Fault) -> None:
+        """Count a failure that may be the server's; after `PATIENCE` in a row, stop."""
+        # Before the first answer every failure counts: the settings may suit no request at all.
+        self._failed_in_a_row += fault.hopeless or not self._outcome.answered
+        if self._failed_in_a_row >= PATIENCE and not self._stopping:
+            self._outcome.stopped = f"the last {PATIENCE} requests all failed ({fault.reason})"
+
+    async def _rest(self, fault: Fault, tried: int) -> None:
+        """Wait before the next try, longer each time, or as long as the server asks."""
+        if fault.hopeless and not fault.wait:
+            await asyncio.sleep(min(FIRST_PAUSE * 2**tried, LONGEST_PAUSE))
+        while self._paused:
+            await asyncio.sleep(REST)
+
+    async def _ask(self, client: Any, item: Request, started: float) -> Fault | None:
+        """Ask once and keep the answer; return why there is none."""
         import openai
 
-        status, hopeless = 0, True  # hopeless: a sign that this server will answer nothing
+        self._tries[item.key] += 1
+        fault = None
         try:
-            await self._answer(client, item)
-        except openai.APIStatusError as error:
-            status = error.status_code
-            reason, hopeless = f"{status} {self._server.clean(error)}", status not in (400, 422)
-            reason += refused(status, error)
-            if status in FATAL or error.code == OUT_OF_MONEY:
-                self._refusal = f"{self._server.name} refuses: {reason}"
-        except UnusableError as error:
-            reason, hopeless = self._server.clean(str(error)), error.answer is None
-        except openai.OpenAIError as error:
-            reason = self._server.clean(error)
-        else:
-            self._failed_in_a_row = 0
-            return False
-        # Before the first answer every failure counts: the settings may suit no request at all.
-        self._failed_in_a_row += hopeless or not self._outcome.answered
-        if self._failed_in_a_row >= PATIENCE:
-            self._outcome.stopped = f"the last {PATIENCE} requests all failed ({reason})"
-        if status != TOO_MANY:
-            self._outcome.failures[item.key] = reason
-        return status == TOO_MANY
-
-    async def _answer(self, client: Any, item: Request) -> None:
-        started, attempts = time.monotonic(), 0
-        for left in reversed(range(self._server.max_retries + 1)):
             raw = await client.post(item.path, body=item.body, cast_to=object, options=RAW)
-            attempts += 1 + raw.retries_taken
             seconds = round(time.monotonic() - started, 3)
-            try:
-                self._outcome.take(item.key, raw.content, seconds=seconds, attempts=attempts)
-                return
-            except UnusableError as error:
-                if not (error.retry and left):
-                    raise
+            self._outcome.take(item.key, raw.content, seconds=seconds, attempts=self._tries[item.key])
+        except (openai.OpenAIError, ServerError, UnusableError) as error:
+            fault = fault_of(error, self._server)
+        if fault is None or not (fault.status or fault.hopeless):
+            # Grow by 2 per answer; after the first overload, by 1 per window of answers.
+            self._size = min(self._server.concurrency, self._size + (1 / self._size if self._shrunk else 2))
+        return fault
+
+    def _heed(self, fault: Fault, overload: bool) -> None:
+        """Stop or pause, as a fault demands, and ask less at once after an overload."""
+        now, server = time.monotonic(), self._server
+        if fault.fatal:
+            self._refusal = f"{server.name} refuses: {fault.reason}"
+        # The requests in flight fail together: shrink once.
+        if overload and now - self._shrunk > min(1.0, server.timeout / 4):
+            self._size, self._shrunk = max(1.0, self._size / 2), now
+        if not fault.wait:
+            return
+        asks = f"the server asks to wait {fault.wait:.0f} s: {fault.reason.removeprefix(f'{fault.status} ')}"
+        if fault.wait > server.longest_wait:
+            self._outcome.stopped = f"{asks}; that is longer than --longest_wait {server.longest_wait:g}"
+        elif fault.wait >= TOLD_PAUSE and now >= self._paused_until:
+            tqdm.write(asks, file=sys.stderr)
+        self._paused_until = max(self._paused_until, now + fault.wait)

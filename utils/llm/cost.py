@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
+from utils.llm.faults import ServerError, error_in
 from utils.llm.types import (
     NO_LIMIT,
     Request,
@@ -23,6 +26,7 @@ from utils.store.journal import Journal, Records
 
 MILLION = 1_000_000
 BATCH_DISCOUNT = 0.5  # of OpenAI's Batch API
+MOST_REASONS = 3  # that are printed
 WASTE = "unusable:"  # before a request's key in the journal: the tokens of its unusable answers
 
 
@@ -118,19 +122,34 @@ class Outcome:
         """Say what was left for another call, and why; empty if nothing was."""
         if not self.unasked:
             return ""
-        goes_on = "the answers so far are kept, and the same command goes on (--max_cost raises the limit)"
-        return f"{self.unasked} questions were not asked: {self.stopped}; {goes_on}"
+        goes_on = "the same command goes on"
+        if "--max_cost" in self.stopped:
+            goes_on += " with a higher --max_cost, or without a limit"
+        return f"{self.unasked} questions were not asked: {self.stopped}; the answers so far are kept, and {goes_on}"
+
+    @property
+    def reasons(self) -> str:
+        """Say why requests failed, the commonest reasons first; texts that differ in numbers alone are one reason."""
+        kinds: dict[str, list[str]] = {}
+        for reason in self.failures.values():
+            kinds.setdefault(reason[:3] + re.sub(r"\w*\d\w*", "0", reason[3:]), []).append(reason)
+        first = sorted(kinds.values(), key=len, reverse=True)
+        told = [same[0] + (f" ({len(same)} times)" if len(same) > 1 else "") for same in first[:MOST_REASONS]]
+        return "; ".join(told + [f"{len(first) - MOST_REASONS} other reasons"] * (len(first) > MOST_REASONS))
 
     def take(self, key: str, body: bytes | dict[str, Any], **facts: Any) -> None:
         """Write an answer with its facts to the journal; count what an unusable one cost before its error passes on.
 
+        An error that a server sent in place of an answer is raised as `ServerError`.
         A batch may bring an answer that the input no longer asks for, which is kept for later.
         """
+        if (error := error_in(body)) is not None:
+            raise ServerError(error)
         try:
             answer = read_completion(body, self.accept_any) | facts
-        except UnusableError as error:
-            if error.answer:
-                self._waste(key, error.answer | facts)
+        except UnusableError as unusable:
+            if unusable.answer:
+                self._waste(key, unusable.answer | facts)
             raise
         self.journal.append(key, answer)
         self.budget.add(answer)
@@ -159,6 +178,16 @@ def unfinished(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     if empty or cut_off:
         print(f"of {len(records)} answers, {empty} are empty and {cut_off} were cut off (--max_tokens)")
     return {"empty answers": empty, "cut-off answers": cut_off}
+
+
+def too_many(failed: int, total: int, allowed: float) -> str:
+    """Return what to do if a larger share than ``allowed`` failed; empty if not. All failures are too many always."""
+    if failed <= allowed * total and (failed < total or not total):
+        return ""
+    again = "run the same command to ask only these again"
+    if failed > total / 2:  # something is wrong that letting more of them fail does not mend
+        return again
+    return f"{again}, or go on without: --max_failures {math.ceil(failed / total * 10_000) / 10_000:g}"
 
 
 def forecast(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from pydantic import BaseModel
 from utils.config import UsageError, dataset_dir, settings_of
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
-from utils.llm.cost import Budget, forecast
+from utils.llm.cost import Budget, forecast, too_many
 from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, chat, request
 from utils.store.journal import Journal
 from utils.store.jsonlines import parse_row, read_records, read_rows, write_lines
@@ -67,13 +66,11 @@ def ask_rationales(args: argparse.Namespace) -> int:
         )
         total, tokens = len(questions), outcome.usage["completion_tokens"]
         print(f"asked {outcome.asked} of {total}, {failed} failed, {tokens} tokens received in all, {budget}")
+        if failed:
+            print(f"failed: {outcome.reasons}; {failures} has all")
         error = outcome.rest
-        if not error and failed > args.max_failures * total:
-            enough = math.ceil(failed / total * 10_000) / 10_000
-            error = (
-                f"{failed} of {total} questions have no rationale; {failures} says why. Run the same command to ask "
-                f"only these again, or go on without: --max_failures {enough:g}"
-            )
+        if not error and (remedy := too_many(failed, total, args.max_failures)):
+            error = f"{failed} of {total} questions have no rationale; {remedy}"
         if error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -179,6 +179,8 @@ class Server:
     concurrency: int
     batch: bool = False
     batch_poll: float = 30.0
+    batch_tokens: int = 0
+    longest_wait: float = 600.0
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Server:

@@ -12,7 +12,7 @@ from utils.config import UsageError
 from utils.devices import in_batches, local_model, pretrained, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
-from utils.llm.cost import Budget, forecast, unfinished
+from utils.llm.cost import Budget, forecast, too_many, unfinished
 from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, characters, opened_thoughts, request
 from utils.rag.prompts import defused, token_ids, without_control
 from utils.ray_engine import one_by_one
@@ -53,14 +53,11 @@ class OpenAIGenerator:
         if outcome.rest:
             raise UsageError(outcome.rest)
         failed = sum(item.key in outcome.failures for item in requests)
-        if failed > self._args.max_failures * len(requests):
-            reasons = sorted(set(outcome.failures.values()))
-            raise UsageError(
-                f"{failed} of {len(requests)} requests failed ({'; '.join(reasons[:3])}); run the same command again "
-                "to ask only these, or allow a share of them (--max_failures), which count as wrong"
-            )
+        if remedy := too_many(failed, len(requests), self._args.max_failures):
+            raise UsageError(f"{failed} of {len(requests)} requests failed ({outcome.reasons}); {remedy}")
         if failed:
             print(f"{failed} of {len(requests)} questions have no answer, which counts as a wrong one")
+            print(f"failed: {outcome.reasons}")
             self.facts["questions without an answer"] = failed
         self.facts |= outcome.usage | {"cost": self._budget.cost} | unfinished(records)
         return answers

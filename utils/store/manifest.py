@@ -109,7 +109,7 @@ class Phase:
         if overwrite or not self.output.exists() or not self.manifest.exists():
             return False
         done = read_manifest(self.manifest)
-        if UNFINISHED in done:
+        if UNFINISHED in done or not done["rows"]:
             return False
         if done["key"] != self.key:
             changed = [name for name in self.settings if done["settings"].get(name) != self.settings[name]]
@@ -140,6 +140,9 @@ class Phase:
         """
         seconds = round((datetime.now(UTC) - self._started).total_seconds(), 1)
         dropped = {fault: count for fault, count in (dropped or {}).items() if count}
+        lost = ", ".join(f"{count} {fault}" for fault, count in dropped.items()) or "none"
+        if not rows:
+            raise UsageError(f"{self.output} has no rows, so it is not finished; dropped: {lost}")
         record = {
             "output": str(self.output),
             "key": self.key,
@@ -158,7 +161,6 @@ class Phase:
             "machine": machine(),
         }
         write_file(self.manifest, orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
-        lost = ", ".join(f"{count} {fault}" for fault, count in dropped.items()) or "none"
         print(f"{self.output}: {rows} rows in {seconds} s; dropped: {lost}")
 
 
