@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.devices import in_batches, local_model, pretrained, torch_device
+from utils.devices import in_batches, load_model, load_tokenizer, local_model, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast
@@ -78,12 +78,10 @@ class LocalGenerator(ABC):
     chunk = 1024
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from transformers import AutoTokenizer
-
         self.name = Path(args.model_path).name
         self.facts: dict[str, Any] = {}  # for the run's manifest
         self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
-        self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        self.tokenizer: Any = load_tokenizer(self.path, self.trust, padding_side="left")
         self._args = args
         self._journal = Path(args.save_dir) / "answers" / f"{file_name(self.name)}_{args.framework}.journal.jsonl"
         self._made_with = [fingerprint(self.path), args.max_tokens, args.stop, args.quantization]
@@ -120,8 +118,6 @@ class HFGenerator(LocalGenerator):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = self._load(args).eval()
         self._room = args.generator_batch_size * (args.max_input_tokens + args.max_tokens)
         self.chunk = 8 * args.generator_batch_size
@@ -130,7 +126,7 @@ class HFGenerator(LocalGenerator):
         from transformers import AutoModelForCausalLM
 
         options = {"dtype": "auto", "device_map": "auto", "quantization_config": quantisation(args.quantization)}
-        return pretrained(AutoModelForCausalLM, self.path, self.trust, **options)
+        return load_model(AutoModelForCausalLM, self.path, self.trust, self.tokenizer, **options)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return token_ids(self.tokenizer, prompt)
