@@ -173,6 +173,51 @@ def _save(folder: Path, tokenizer, architecture: str, **kwargs) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unpadded(tokenizer):
+    """MiniLM's vocabulary without its special tokens around a text, and without its padding."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    raw.no_padding()
+    raw.post_processor = TemplateProcessing("[CLS] $A", "[CLS] $A $B", special_tokens=[("[CLS]", 101)])
+    return raw
+
+
+@pytest.fixture(scope="session")
+def tiny_decoders(tmp_path_factory, unpadded) -> dict[str, Path]:
+    """Random decoders as classifiers with one label, whose tokenizer has an end token and no pad token."""
+    import torch
+    import transformers
+
+    bare = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=unpadded, bos_token="[CLS]", eos_token="[SEP]", model_max_length=512
+    )
+    bare.model_input_names = ["input_ids", "attention_mask"]
+    size = {
+        "vocab_size": len(bare), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512, "initializer_range": 0.3,
+        "num_labels": 1, "bos_token_id": 101, "eos_token_id": 102,
+    }  # fmt: skip
+    folders = {}
+    for kind in ("Llama", "Qwen2", "GPT2"):
+        torch.manual_seed(0)
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        config = getattr(transformers, f"{kind}Config")(**size)
+        getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folders[kind])
+        bare.save_pretrained(folders[kind])
+    return folders
+
+
+def without_tokenizer(model: Path, folder: Path) -> Path:
+    """Copy a model's configuration and weights alone."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """60 passages, the last two of equal text."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"

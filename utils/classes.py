@@ -18,13 +18,14 @@ from typing import Any
 import orjson
 
 from utils.config import UsageError, dataset_dir, settings_of, without_secrets
+from utils.devices import check_classifier, load_tokenizer, local_model
 from utils.llm.types import Prompt
 from utils.mmlu.letters import letter_metrics
 from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
 from utils.rag.metrics import Interval, bootstrap, ranking_metrics, relevance, text_metrics, write_qrels, write_run
 from utils.rag.prompts import RagPrompt, check_prompts
 from utils.ray_engine import start_workers
-from utils.retrieval.candidates import RETRIEVAL_SETTINGS, retrieve
+from utils.retrieval.candidates import retrieval_settings, retrieve
 from utils.store.files import file_name, write_file
 from utils.store.journal import Journal, resume
 from utils.store.jsonlines import PassageTexts, dump_line, passages_path, read_rows, write_lines
@@ -92,7 +93,7 @@ class RagPipeline:
         args = self.args
         questions = digest([row.model_dump() for row in self.questions])
         inputs = [fingerprint(path) for path in (args.index_path, args.corpus_path, args.retriever_path)]
-        key = digest([questions, inputs, settings_of(args, *RETRIEVAL_SETTINGS, "retrieval_topk")])
+        key = digest([questions, inputs, retrieval_settings(args) | settings_of(args, "retrieval_topk")])
         return self.stages / f"retrieve_{args.dataset}_{args.split}_{key}.jsonl"
 
     @functools.cached_property
@@ -114,6 +115,7 @@ class RagPipeline:
 
     def run(self, folder: Path) -> str:
         """Run all stages and write the run's folder (see run_rag.py); return the metrics with their intervals."""
+        self._check_models()
         passages: list[list[dict[str, str]]] = [[] for _ in self.questions]
         scores: dict[str, list[float]] = {}
         if self.args.retrieval_topk:
@@ -135,6 +137,17 @@ class RagPipeline:
         for i, row in enumerate(rows):
             row["output"]["metric_score"] = {name: values[i] for name, values in scores.items()}
         return _save(rows, {name: bootstrap(values, self.args.seed) for name, values in scores.items()}, folder)
+
+    def _check_models(self) -> None:
+        """Refuse, before the retrieval, a reranker or generator whose folder, tokenizer or head is missing."""
+        args = self.args
+        reranker = args.rerank_model_path if args.retrieval_topk else None
+        generator = args.model_path if args.framework in LOCAL_FRAMEWORKS else None
+        for path in filter(None, (reranker, generator)):
+            folder, trust = local_model(path), path in args.trust_remote_code
+            load_tokenizer(folder, trust)
+            if path == reranker:
+                check_classifier(folder, trust)
 
     def forecast(self) -> str:
         """Say what a server's answers would take, from rankings that are there already."""
@@ -257,7 +270,9 @@ def outcome_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Collect the settings that a finished run is recognised by; they stand in its manifest."""
     ranker = NO_RETRIEVAL if args.retrieval_topk == 0 else reranker_name(args)
     request = ["request"] if args.framework == "openai" and args.request else []
-    return settings_of(args, *OUTCOME_SETTINGS, *RETRIEVAL_SETTINGS, *request) | {"ranker": ranker}
+    if ranker == NO_RETRIEVAL:  # no retriever is asked what it declares
+        args = argparse.Namespace(**vars(args) | {"retrieval_pooling_method": args.retrieval_pooling_method or "mean"})
+    return settings_of(args, *OUTCOME_SETTINGS, *request) | retrieval_settings(args) | {"ranker": ranker}
 
 
 def release_memory() -> None:

@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from conftest import questions, read_jsonl, write_jsonl
+from conftest import questions, read_jsonl, without_tokenizer, write_jsonl
 
 from utils.retrieval.answers import has_answer
 
@@ -281,3 +281,34 @@ def test_prompts_without_a_place_for_passages_are_refused_before_any_work(rag, t
     assert "put {reference} into prompts.rag_system or prompts.rag_user" in result.stderr
     assert not (tmp_path / "output/stages").exists()
     assert rag("--config", "p.yaml", "--retrieval_topk", "0").returncode == 0
+
+
+def test_models_that_cannot_work_are_told_before_the_retrieval(rag, tmp_path, tiny_encoder, tiny_reranker, tiny_llama):
+    """By folder, configuration and tokenizer: the retrieval may take hours."""
+    three = shutil.copytree(tiny_reranker, tmp_path / "three")
+    config = json.loads((three / "config.json").read_text())
+    config["id2label"] = {str(i): f"LABEL_{i}" for i in range(3)}
+    (three / "config.json").write_text(json.dumps(config))
+    wordless = without_tokenizer(tiny_reranker, tmp_path / "wordless")
+    mute = without_tokenizer(tiny_llama, tmp_path / "mute")
+    cases = {
+        f"--rerank_model_path={three}": "three has 3 labels; one is needed",
+        f"--rerank_model_path={tiny_encoder}": "has no head for one score",
+        f"--rerank_model_path={tiny_llama}": "has no head for one score",
+        "--rerank_model_path=checkpoints/forgotten": "'checkpoints/forgotten' is no local folder",
+        f"--rerank_model_path={tmp_path / 'dataset'}": "has no config.json",
+        f"--rerank_model_path={wordless}": "its tokenizer knows no word",
+        "--framework=hf --model_path=models/forgotten": "'models/forgotten' is no local folder",
+        f"--framework=vllm --model_path={mute}": "mute",
+    }
+    for flags, message in cases.items():
+        result = rag(*flags.split())
+        assert (result.returncode, message in result.stderr) == (2, True), (flags, result.stderr)
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "output/stages").exists()
+
+
+def test_a_decoder_reranks(rag, tmp_path, tiny_decoders):
+    result = rag(f"--rerank_model_path={tiny_decoders['Llama']}", "--rerank_model_name=llama", "--framework=none")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output/own_test_llama_none/rerank.trec").exists()

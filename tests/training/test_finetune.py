@@ -86,6 +86,30 @@ def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_a_decoder_and_an_encoder_become_rerankers(finetune, tmp_path, tiny_decoders, tiny_encoder, kind):
+    """The decoder's tokenizer has no pad token: its end token pads in training, and then in scoring."""
+    from types import SimpleNamespace
+
+    from utils.rag.rerankers import LengthSortedReranker
+
+    base = tiny_decoders["Llama"] if kind == "decoder" else tiny_encoder
+    result = finetune("--base_model", base, "--num_train_epochs", "1", rows=groups(8))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ("has no head for one score; training begins with a random one" in result.stderr) == (kind == "encoder")
+    folder = tmp_path / "checkpoints/new"
+    if kind == "decoder":
+        assert json.loads((folder / "config.json").read_text())["pad_token_id"] == 102
+        assert json.loads((folder / "tokenizer_config.json").read_text())["pad_token"] == "[SEP]"
+    args = {"rerank_model_path": str(folder), "rerank_max_length": 64, "use_fp16": False, "trust_remote_code": []}
+    one, many = (
+        LengthSortedReranker(SimpleNamespace(**args, rerank_batch_size=size)).score(["which"], [["a", "b " * 9, "c"]])
+        for size in (1, 3)
+    )
+    np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_train_through_torchrun(finetune, tmp_path):
     flags = ["--per_device_train_batch_size", "2", "--nproc_per_node", "2", "--num_train_epochs", "1"]
     result = finetune(*flags, rows=groups(8))

@@ -1,3 +1,4 @@
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +176,21 @@ def test_bge_m3_runs_through_flagembedding(inputs, args, tiny_bge_m3):
         query = encode(f"{doc['question']}. {doc['golden_answers']}. since {doc['id']} says so")
         expected = sorted((float(encode(inputs.texts[pid]) @ query) for pid in doc["passage_ids"]), reverse=True)
         np.testing.assert_allclose(row["scores"], expected, atol=1e-5)
+
+
+def test_a_scorer_pools_as_its_model_declares(inputs, args, tiny_encoder, tmp_path, capsys):
+    from utils.retrieval.encoder import TextEncoder
+
+    folder = shutil.copytree(tiny_encoder, tmp_path / "cls")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true}')
+    args.model_path, args.scorer_pooling_method = str(folder), None
+    found = score(inputs, args)[0]
+    assert f"{folder} declares cls pooling, which is used; --scorer_pooling_method" in capsys.readouterr().err
+    encoder, doc = TextEncoder(str(folder), 64, "cls"), inputs.docs[0]
+    query = encoder.encode([f"{doc['question']}. {doc['golden_answers']}. since {doc['id']} says so"])[0]
+    best = encoder.encode([inputs.texts[found["passage_ids"][0]]])[0]
+    assert found["scores"][0] == pytest.approx(float(best @ query), abs=1e-5)
 
 
 def test_two_runs_of_one_dataset_are_refused(inputs, args):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.devices import in_batches, local_model, pretrained, torch_device
+from utils.devices import in_batches, load_model, load_tokenizer, local_model, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast, too_many, unfinished
@@ -78,12 +78,10 @@ class LocalGenerator(ABC):
     chunk = 1024
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from transformers import AutoTokenizer
-
         self.name = Path(args.model_path).name
         self.facts: dict[str, Any] = {}  # for the run's manifest
         self.path, self.trust = local_model(args.model_path), args.model_path in args.trust_remote_code
-        self.tokenizer: Any = pretrained(AutoTokenizer, self.path, self.trust, padding_side="left")
+        self.tokenizer: Any = load_tokenizer(self.path, self.trust, padding_side="left")
         added = self.tokenizer.added_tokens_decoder.values()
         self._special = [token.content for token in added if token.special and not token.content.isalnum()]
         self._args = args
@@ -138,8 +136,6 @@ class HFGenerator(LocalGenerator):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = self._load(args).eval()
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -155,7 +151,7 @@ class HFGenerator(LocalGenerator):
         from transformers import AutoModelForCausalLM
 
         options = {"dtype": "auto", "device_map": "auto", "quantization_config": quantisation(args.quantization)}
-        return pretrained(AutoModelForCausalLM, self.path, self.trust, **options)
+        return load_model(AutoModelForCausalLM, self.path, self.trust, self.tokenizer, **options)
 
     def _answer(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
         import torch

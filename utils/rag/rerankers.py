@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
+from utils.devices import (
+    autocast,
+    fitting_length,
+    half_precision,
+    in_batches,
+    load_classifier,
+    local_model,
+    torch_device,
+)
 from utils.method import descending
 from utils.openvino_model import with_openvino
 from utils.store.rows import Candidates
@@ -27,13 +35,10 @@ class LengthSortedReranker:
     """
 
     def __init__(self, args: argparse.Namespace, pairs: int = 0) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         path, trust = local_model(args.rerank_model_path), args.rerank_model_path in args.trust_remote_code
         self.device = torch_device()
-        self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
-        self.ranker: Any = pretrained(AutoModelForSequenceClassification, path, trust, num_labels=1)
-        self.ranker.eval().to(self.device)
+        self.tokenizer, self.ranker = load_classifier(path, trust)
+        self.ranker.to(self.device)
         self.max_length: int = fitting_length(args.rerank_max_length, self.tokenizer, self.ranker.config)
         self._batch_size: int = args.rerank_batch_size  # halved where it does not fit
         self._half = half_precision() if args.use_fp16 else None

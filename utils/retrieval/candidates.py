@@ -12,7 +12,7 @@ from typing import Any
 from utils.config import UsageError, settings_of
 from utils.ray_engine import one_by_one
 from utils.retrieval.corpus import Corpus
-from utils.retrieval.encoder import encoder_family
+from utils.retrieval.encoder import encoder_family, pooling_method
 from utils.store.files import require_file
 from utils.store.journal import Journal, resume
 from utils.store.jsonlines import passages_path, write_lines
@@ -21,9 +21,13 @@ from utils.store.rows import Candidates, Passage, Question
 
 LARGE_INDEX = 8 << 30  # bytes
 LARGE_INDEX_QUESTIONS = 4096  # searched with one reading of the file
-RETRIEVAL_SETTINGS = (
-    "retrieval_method", "retrieval_query_max_length", "retrieval_pooling_method", "use_fp16", "instruction",
-)  # fmt: skip
+
+
+def retrieval_settings(args: argparse.Namespace, setting: str | None = None) -> dict[str, Any]:
+    """Return what candidates depend on, beside their input files; ``setting`` as in `pooling_method`."""
+    settings = settings_of(args, "retrieval_method", "retrieval_query_max_length", "use_fp16", "instruction")
+    pooling = pooling_method(args.retriever_path, args.retrieval_pooling_method, setting)
+    return settings | {"retrieval_pooling_method": pooling}
 
 
 def retrieve(
@@ -39,7 +43,7 @@ def retrieve(
     """
     check_retrieval_inputs(args)
     asked = digest([(row.id, row.question) for row in questions])
-    settings = settings_of(args, *RETRIEVAL_SETTINGS) | {"topk": topk, "questions": asked}
+    settings = retrieval_settings(args, "retrieval_pooling_method") | {"topk": topk, "questions": asked}
     journal_path = output.with_suffix(".journal.jsonl")
     phase = Phase(output, [args.index_path, args.corpus_path, args.retriever_path], settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
@@ -115,8 +119,9 @@ def check_retrieval_inputs(args: argparse.Namespace) -> None:
     for flag in ("retriever_path", "corpus_path"):
         if fingerprint(value := getattr(args, flag)) not in made["inputs"].values():
             raise UsageError(f"{args.index_path} was not made with --{flag} {value}, but by: {made['command']}")
+    settings = retrieval_settings(args)
     for flag in ("retrieval_method", "retrieval_pooling_method"):
-        value = getattr(args, flag)
+        value = settings[flag]
         if (found := made["settings"].get(flag, value)) != value:
             raise UsageError(f"{args.index_path} was made with --{flag} {found}, not {value}")
     if made["dropped"] and not args.skip_bad_rows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import re
 import shutil
 import sys
@@ -16,13 +18,30 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.config import UsageError
-from utils.devices import autocast, fitting_length, half_precision, in_batches, local_model, pretrained, torch_device
+from utils.devices import (
+    autocast,
+    fitting_length,
+    half_precision,
+    in_batches,
+    load_model,
+    load_tokenizer,
+    local_model,
+    model_file,
+    torch_device,
+)
 from utils.openvino_model import with_openvino
 from utils.ray_engine import MapParts
 from utils.store.files import atomic
 
 Embeddings = NDArray[np.float32]  # normalised rows of shape (texts, dimension)
 POOLING = ("mean", "cls", "pooler")
+# sentence-transformers' names of what is done here; other modules and ways of pooling are named as they are.
+DONE_HERE = ("Transformer", "Pooling", "Normalize", "Dropout")
+MODES = {
+    "cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "weightedmean_tokens": "weightedmean",
+    # The division by the square root of the length is undone by the normalisation.
+    "mean_sqrt_len_tokens": "mean",
+}  # fmt: skip
 MADE_WITH = "made_with"  # file in a folder of vectors that says which inputs and settings they belong to
 
 
@@ -61,13 +80,14 @@ class TextEncoder:
         trust: bool = False,
         texts: int = 0,
     ) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         if pooling not in POOLING:
             raise UsageError(f"pooling method {pooling!r} is none of {', '.join(POOLING)}")
         path = local_model(path)
-        self.tokenizer: Any = pretrained(AutoTokenizer, path, trust)
-        self.model: Any = pretrained(AutoModel, path, trust).eval().to(torch_device())
+        self.tokenizer: Any = load_tokenizer(path, trust)
+        unused = "" if pooling == "pooler" else "pooler."
+        self.model: Any = load_model(AutoModel, path, trust, self.tokenizer, unused).to(torch_device())
         self.dimension: int = self.model.config.hidden_size
         self.max_length = fitting_length(max_length, self.tokenizer, self.model.config)
         self.pooling, self.prefix = pooling, prefix
@@ -110,10 +130,14 @@ class BgeM3Encoder:
 
     def __init__(self, path: str, max_length: int, half: bool = True, texts: int = 0) -> None:
         from FlagEmbedding import BGEM3FlagModel
+        from transformers import AutoModel
 
+        path = local_model(path)
+        # FlagEmbedding does not tell what was missing.
+        load_model(AutoModel, path, False, load_tokenizer(path, trust=False), "pooler.")
         # One device: for several, FlagEmbedding starts a process pool, which needs a main guard in every caller.
         device = torch_device()
-        self.model: Any = BGEM3FlagModel(local_model(path), use_fp16=half and device == "cuda", devices=device)
+        self.model: Any = BGEM3FlagModel(path, use_fp16=half and device == "cuda", devices=device)
         self.max_length = max_length
         inner = self.model.model.model
         del self.model.model.model  # torch lets only a module take a module's place
@@ -125,9 +149,54 @@ class BgeM3Encoder:
         return np.asarray(found, dtype=np.float32)
 
 
+def declared_pooling(name: str) -> str | None:
+    """Return what a model does after its last layer by sentence-transformers' files, None if it does not tell.
+
+    That is one of `POOLING`, or more than is done here, such as ``lasttoken`` or ``cls + Dense``.
+    """
+    modules = _declared(name, "modules.json", list) or []
+    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    about = _declared(name, f"{kinds.get('Pooling') or '1_Pooling'}/config.json", dict) or {}
+    modes = about.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_") for key, chosen in about.items() if key.startswith("pooling_mode_") and chosen
+    ]
+    steps = [MODES.get(mode, mode) for mode in ([modes] if isinstance(modes, str) else modes)]
+    if about.get("include_prompt") is False:
+        steps.append("without the prompt")
+    return " + ".join([*steps, *(kind for kind in kinds if kind not in DONE_HERE)]) or None
+
+
+def _declared(name: str, file: str, kind: type) -> Any:
+    if (path := model_file(name, file)) is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if isinstance(found := json.loads(path.read_bytes()), kind):
+            return found
+    raise UsageError(f"{path} is damaged: a JSON {'list' if kind is list else 'object'} is expected")
+
+
+def pooling_method(name: str, given: str | None, setting: str | None = None) -> str:
+    """Return the pooling method of a model: the ``given`` one, else the declared one, else mean.
+
+    With the name of the ``setting``, say where that is not the one to be expected.
+    """
+    if given and not setting:
+        return given
+    declared = declared_pooling(name) or given or "mean"
+    if not given and declared not in POOLING:
+        fault = f"{name} declares the pooling {declared!r}, which is none of {', '.join(POOLING)}"
+        raise UsageError(f"{fault}; --retrieval_pooling_method or --scorer_pooling_method takes another all the same")
+    if setting and given and given != declared:
+        print(f"note: --{setting} {given} is used, although {name} declares {declared}", file=sys.stderr)
+    elif setting and declared != "mean" and not given:
+        print(f"{name} declares {declared} pooling, which is used; --{setting} chooses another", file=sys.stderr)
+    return given or declared
+
+
 def retriever_encoder(args: argparse.Namespace, max_length: int, prefix: str, texts: int) -> TextEncoder:
     """Load the encoder that the ``retrieval`` section names."""
-    path, pooling = args.retriever_path, args.retrieval_pooling_method
+    path = args.retriever_path
+    pooling = pooling_method(path, args.retrieval_pooling_method)
     return TextEncoder(path, max_length, pooling, args.use_fp16, prefix, path in args.trust_remote_code, texts)
 
 
@@ -137,8 +206,8 @@ def make_scorer(args: argparse.Namespace, texts: int) -> TextEncoder | BgeM3Enco
     if args.scorer == "bge-m3":
         return BgeM3Encoder(path, length, half, texts)
     if args.scorer == "encoder":
-        trust = path in args.trust_remote_code
-        return TextEncoder(path, length, args.scorer_pooling_method, half, trust=trust, texts=texts)
+        pooling, trust = pooling_method(path, args.scorer_pooling_method), path in args.trust_remote_code
+        return TextEncoder(path, length, pooling, half, trust=trust, texts=texts)
     raise UsageError(f"--scorer {args.scorer!r} is neither bge-m3 nor encoder")
 
 

@@ -18,7 +18,7 @@ from utils.config import UsageError, settings_of, without_secrets
 from utils.devices import model_dimension
 from utils.ray_engine import start_workers
 from utils.retrieval.corpus import Corpus, read_corpus
-from utils.retrieval.encoder import encode_files, prepare_folder, retriever_encoder
+from utils.retrieval.encoder import encode_files, pooling_method, prepare_folder, retriever_encoder
 from utils.store.files import atomic, locked, remove_torn, require_file, require_space
 from utils.store.jsonlines import fault_handler
 from utils.store.manifest import Phase
@@ -32,7 +32,9 @@ def build_index(path: str, output: Path, args: argparse.Namespace) -> None:
     if args.index_storage not in STORAGE:
         raise UsageError(f"--index_storage {args.index_storage!r} is none of {', '.join(STORAGE)}")
     require_file(path, "corpus", "give --corpus_path (JSON lines {id, contents})")
-    settings = settings_of(args, "retrieval_method", "retrieval_pooling_method", "index_max_length")
+    settings = settings_of(args, "retrieval_method", "index_max_length")
+    pooling = pooling_method(args.retriever_path, args.retrieval_pooling_method, "retrieval_pooling_method")
+    settings["retrieval_pooling_method"] = pooling
     # The old name of the key, and no key for fp32: so manifests of older indexes still match.
     settings |= {"index_use_fp16": args.use_fp16}
     if args.index_storage != "fp32":

@@ -9,9 +9,9 @@ reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
 writes  --output_dir, a Hugging Face folder, once training has ended well; until then
         OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
 
-The training file and the settings are checked before a model loads. A question-passage pair has at most
---query_max_len + --passage_max_len tokens: FlagEmbedding accepts --max_len and ignores it. Several nodes use the same
-folders on a shared file system; the node of rank 0 writes.
+The training file, the settings and the base model are checked before the training starts. A question-passage pair has
+at most --query_max_len + --passage_max_len tokens: FlagEmbedding accepts --max_len and ignores it. Several nodes use
+the same folders on a shared file system; the node of rank 0 writes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ import sys
 from pathlib import Path
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
-from utils.devices import cpu_has_bf16, local_model, longest_input, pretrained, select_devices, torch_device
+from utils.devices import (
+    cpu_has_bf16,
+    has_score_head,
+    load_classifier,
+    load_model,
+    load_tokenizer,
+    local_model,
+    longest_input,
+    select_devices,
+    torch_device,
+)
 from utils.store.files import free_space, locked, sync_folder
 from utils.store.jsonlines import parse_row, read_jsonl
 from utils.store.manifest import Phase
@@ -65,7 +75,7 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
         raise UsageError(f"{output} is not empty and was not made by this script; choose another --output_dir")
     groups = check_training_file(train_data, args)
     base_model = local_model(args.base_model)
-    check_pair_length(base_model, args)
+    check_base_model(base_model, args)
     unfinished = output.with_name(f"{output.name}.unfinished")
     command = [*starter, *training_command(args, base_model, train_data, unfinished)]
     if args.node_rank:  # the node of rank 0 prepares the folder before any process starts, and finishes it
@@ -146,13 +156,18 @@ def check_training_file(path: Path, args: argparse.Namespace) -> int:
     return groups
 
 
-def check_pair_length(base_model: str, args: argparse.Namespace) -> None:
-    """Refuse pairs for which the model has no positions: training would fail, or read garbage."""
-    from transformers import AutoConfig, AutoTokenizer
+def check_base_model(base_model: str, args: argparse.Namespace) -> None:
+    """Load the model once before FlagEmbedding does, which would train a damaged one; refuse pairs too long for it."""
+    from transformers import AutoModel
 
     trust = args.base_model in args.trust_remote_code
-    pair = args.query_max_len + args.passage_max_len
-    limit = longest_input(pretrained(AutoTokenizer, base_model, trust), pretrained(AutoConfig, base_model, trust))
+    if has_score_head(base_model, trust):
+        tokenizer, model = load_classifier(base_model, trust)
+    else:  # an encoder is a base too
+        tokenizer = load_tokenizer(base_model, trust)
+        model = load_model(AutoModel, base_model, trust, tokenizer, "pooler.")
+        print(f"note: {args.base_model} has no head for one score; training begins with a random one", file=sys.stderr)
+    pair, limit = args.query_max_len + args.passage_max_len, longest_input(tokenizer, model.config)
     if pair > limit:
         lengths = f"--query_max_len {args.query_max_len} + --passage_max_len {args.passage_max_len}"
         raise UsageError(f"{lengths} = {pair} tokens, but {base_model} takes {limit}")

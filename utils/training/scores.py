@@ -13,7 +13,7 @@ import numpy as np
 from utils.config import UsageError, settings_of, without_secrets
 from utils.method import descending, scored_text, similarity
 from utils.ray_engine import MapParts, start_workers
-from utils.retrieval.encoder import Embeddings, encode_files, length_order, make_scorer, prepare_folder
+from utils.retrieval.encoder import Embeddings, encode_files, length_order, make_scorer, pooling_method, prepare_folder
 from utils.store.files import locked, reserve
 from utils.store.journal import in_chunks
 from utils.store.jsonlines import PassageTexts, passages_path, read_rows, write_lines
@@ -38,7 +38,11 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
     Every distinct passage and every rationale is encoded once. Questions of ``docs``, the candidates file, that have
     no rationale are left out and counted; a rationale without candidates is an error.
     """
-    settings = settings_of(args, "scorer", "scorer_max_length", "scorer_pooling_method", "use_fp16")
+    settings = settings_of(args, "scorer", "scorer_max_length", "use_fp16")
+    pooling = args.scorer_pooling_method or "mean"  # BGE-M3 has its own
+    if args.scorer == "encoder":
+        pooling = pooling_method(args.model_path, args.scorer_pooling_method, "scorer_pooling_method")
+    settings["scorer_pooling_method"] = pooling
     scratch = output.parent / "embeddings"
     phase = Phase(output, [docs, passages_path(docs), rationales, args.model_path], settings, scratch=[scratch])
     if phase.is_done(args.overwrite):

@@ -32,6 +32,7 @@ from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyReranke
 from FlagEmbedding.finetune.reranker.encoder_only.base.trainer import EncoderOnlyRerankerTrainer
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainerCallback
 
+from utils.devices import pad_classifier
 from utils.training.finetune import COMPLETE, PARENT, checkpoint_to_resume
 
 
@@ -86,6 +87,12 @@ class ResumableTrainer(EncoderOnlyRerankerTrainer):
 
 class Runner(EncoderOnlyRerankerRunner):
     """FlagEmbedding's runner with the dataset and the trainer above."""
+
+    def load_tokenizer_and_model(self) -> tuple[Any, Any]:
+        """Return FlagEmbedding's, with the pad token that scoring uses."""
+        tokenizer, model = super().load_tokenizer_and_model()
+        pad_classifier(tokenizer, model.model)
+        return tokenizer, model
 
     def load_train_dataset(self) -> EpochDataset:
         """Return the training lines."""
