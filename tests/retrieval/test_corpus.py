@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import utils.retrieval.corpus
 from utils.config import UsageError
-from utils.retrieval.corpus import read_corpus
+from utils.retrieval.corpus import open_checked, read_corpus
 from utils.store.jsonlines import fault_handler, read_rows
 from utils.store.rows import Passage
 
@@ -180,3 +180,15 @@ def test_a_corpus_that_changes_while_it_is_read_is_told(tmp_path):
     path.write_bytes(path.read_bytes()[3:])
     with pytest.raises(UsageError, match=r"own.jsonl was changed while it was read"):
         list(corpus)
+
+
+@pytest.mark.parametrize("field", ["contents", "text"])
+def test_a_corpus_that_was_checked_is_not_checked_again(tmp_path, phases, field):
+    lines = [b'\xef\xbb\xbf{"id": 1, "%s": "one"}\r\n', b"\n", b" \r\n", b"\xef\xbb\xbf\n", b'{"id": "b", "%s": "two"}']
+    content = b"".join(line % field.encode() if b"%s" in line else line for line in lines)
+    _, built, retrieved = phases(content)
+    assert (built.returncode, retrieved.returncode) == (0, 0), built.stderr + retrieved.stderr
+    assert ("check corpus" in built.stderr, "check corpus" in retrieved.stderr) == (True, False)
+    path = tmp_path / "own.jsonl"
+    assert list(open_checked(path)) == list(read_corpus(path))
+    assert len(open_checked(path)) == 2

@@ -19,7 +19,7 @@ from utils.llm.types import Request, Server, UnusableError
 from utils.store.journal import Journal
 
 PATIENCE = 20  # failures in a row, over all requests, before asking stops
-LEAST_PATIENCE = 2  # tries after a time-out that a busy server's queue may have caused
+LEAST_PATIENCE = 3  # tries after a time-out that a busy server's queue may have caused
 REST = 0.1  # seconds between two looks at a full window
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before the next try, as in the openai library
 TOLD_PAUSE = 5.0  # seconds from which on a wait that the server asks for is told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -13,10 +14,11 @@ import torch
 from utils.config import UsageError, without_secrets
 from utils.devices import gpus
 from utils.ray_engine import start_workers
-from utils.retrieval.corpus import read_corpus
+from utils.retrieval.corpus import open_checked, read_corpus
 from utils.retrieval.encoder import encoder_family, retriever_encoder
 from utils.retrieval.search import BlockIndex, ClusterIndex, stored_type
 from utils.store.jsonlines import fault_handler
+from utils.store.manifest import UNFINISHED, fingerprint, manifest_path, read_manifest
 
 # On a machine without a GPU, importing FlashRAG's retrievers leaves torch and faiss one thread in the whole process.
 threads = torch.get_num_threads(), faiss.omp_get_max_threads()
@@ -49,7 +51,9 @@ class FlatRetriever(DenseRetriever):
         config = vars(without_secrets(args)) | dict.fromkeys(OFF, False) | {"retrieval_topk": topk}
         config |= {"retrieval_model_path": args.retriever_path, "retrieval_use_fp16": args.use_fp16}
         self.dropped = Counter[str]() if args.skip_bad_rows else None
-        super().__init__(config, read_corpus(args.corpus_path, fault_handler(self.dropped)))
+        path = args.corpus_path
+        corpus = open_checked(path) if was_checked(args) else read_corpus(path, fault_handler(self.dropped))
+        super().__init__(config, corpus)
         if self.index.ntotal != len(self.corpus):
             raise UsageError(
                 f"{args.index_path} holds {self.index.ntotal} vectors but {args.corpus_path} has {len(self.corpus)} "
@@ -94,6 +98,14 @@ class FlatRetriever(DenseRetriever):
     def _search(self, query: str, num: int | None = None, return_score: bool = False) -> Any:
         documents, scores = self._batch_search([query], num, True)
         return (documents[0], scores[0]) if return_score else documents[0]
+
+
+def was_checked(args: argparse.Namespace) -> bool:
+    """Return whether the index was built here from this corpus, which checked all lines, and left none out."""
+    manifest = manifest_path(Path(args.index_path))
+    if not manifest.exists() or UNFINISHED in (made := read_manifest(manifest)):
+        return False
+    return not made["dropped"] and fingerprint(args.corpus_path) in made["inputs"].values()
 
 
 def query_prefix(method: str, instruction: str | None) -> str:

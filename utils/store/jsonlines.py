@@ -76,7 +76,7 @@ def read_with_offsets(
     with lines:
         for number, line in enumerate(lines, 1):
             start, offset = offset, offset + len(line)
-            text = _without_bom(line)
+            text = without_bom(line)
             if not text or text.isspace():
                 continue
             other, opening = _other_format(text) if opening else "", False
@@ -96,7 +96,7 @@ def read_with_offsets(
 
 def parse_line(line: bytes) -> dict[str, Any]:
     """Return the JSON object of a line; raise orjson's error, or a TypeError if it is another JSON value."""
-    row = orjson.loads(text := _without_bom(line))
+    row = orjson.loads(text := without_bom(line))
     if not isinstance(row, dict):
         raise TypeError(f"a JSON object is expected, not {type(row).__name__}")
     answers = row.get("golden_answers", [])
@@ -108,7 +108,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _without_bom(line: bytes) -> bytes:
+def without_bom(line: bytes) -> bytes:
     """Return a line without byte order marks: files joined by ``cat`` have them at any line, or twice."""
     while line.startswith(BOM):
         line = line[len(BOM) :]
@@ -199,7 +199,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UsageError(f"{path} is missing")
     if path.suffix == ".parquet":
         rows = read_parquet(path)
-    elif (content := _without_bom(path.read_bytes())).lstrip().startswith(b"["):
+    elif (content := without_bom(path.read_bytes())).lstrip().startswith(b"["):
         try:
             rows = orjson.loads(content)
         except orjson.JSONDecodeError as error:
