@@ -24,7 +24,7 @@ from utils.config import UsageError
 from utils.llm.cost import Outcome
 from utils.llm.faults import ServerError, fault_of, words
 from utils.llm.types import Request, Server, UnusableError, most_tokens, refused
-from utils.store.files import atomic
+from utils.store.files import write_file
 from utils.store.jsonlines import dump_line
 
 MOST_REQUESTS = 50_000  # the API's limit of one batch
@@ -242,8 +242,7 @@ class Batches:
                 failures[key] = fault_of(error, self._server).reason
 
     def _save(self) -> None:
-        with atomic(self._path) as handle:
-            handle.write(_STATE.dump_json(self._parts, indent=2))
+        write_file(self._path, _STATE.dump_json(self._parts, indent=2))
 
 
 def state_path(journal: Path) -> Path:

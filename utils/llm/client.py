@@ -68,7 +68,7 @@ class Window:
     The window is the number of requests that may be in flight. It begins with an eighth of ``concurrency`` (but at
     least 8), grows while the server keeps up, and is halved when the server says that it has too much to do, or does
     not answer in time. A request that gets no answer in time is asked again after all others, up to ``max_retries``
-    times (`LEAST_PATIENCE` if that is less); one that is still refused by 429 after its retries, as often as needed.
+    times, and at least `LEAST_PATIENCE` times; one that is still refused by 429 after its retries, as often as needed.
     After `PATIENCE` failures without an answer in between nothing more is sent: the server is down, or the settings
     suit no request.
     """

@@ -194,7 +194,7 @@ class Server:
 
     @property
     def client_settings(self) -> dict[str, Any]:
-        """Keyword arguments of the openai library's clients, which repeat 408, 409, 429, 5xx and lost connections."""
+        """Keyword arguments of the openai library's clients; `Window` tries again itself, batches leave it to them."""
         settings = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": self.max_retries}
         return settings | {"api_key": self.api_key or "none"}
 

@@ -83,6 +83,8 @@ def write_passages(corpus: Corpus, rows: list[int], output: Path) -> tuple[dict[
             yield passage
 
     write_lines(passages_path(output), read())
+    if len(set(ids.values())) != len(ids):  # an index of an earlier version was built without a look at the ids
+        raise UsageError(f"{corpus.path} uses a passage id more than once; ids must be unique")
     return ids, hashes
 
 

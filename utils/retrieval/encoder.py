@@ -31,7 +31,7 @@ from utils.devices import (
 )
 from utils.openvino_model import with_openvino
 from utils.ray_engine import MapParts
-from utils.store.files import atomic
+from utils.store.files import atomic, write_file
 
 Embeddings = NDArray[np.float32]  # normalised rows of shape (texts, dimension)
 POOLING = ("mean", "cls", "pooler")
@@ -238,5 +238,4 @@ def prepare_folder(folder: Path, made_with: str) -> None:
         return
     if any(folder.glob("*.npy")):
         shutil.rmtree(folder)
-    with atomic(mark) as handle:  # makes the folder
-        handle.write(made_with.encode())
+    write_file(mark, made_with)  # makes the folder

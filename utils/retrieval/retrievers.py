@@ -22,14 +22,13 @@ from utils.store.manifest import UNFINISHED, fingerprint, manifest_path, read_ma
 
 # On a machine without a GPU, importing FlashRAG's retrievers leaves torch and faiss one thread in the whole process.
 threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-from flashrag.retriever.reranker import BaseReranker  # noqa: E402
 from flashrag.retriever.retriever import DenseRetriever  # noqa: E402
 from flashrag.retriever.utils import set_default_instruction  # noqa: E402
 
 torch.set_num_threads(threads[0])
 faiss.omp_set_num_threads(threads[1])
 
-__all__ = ["BaseReranker", "FlatRetriever", "query_prefix", "set_default_instruction"]
+__all__ = ["FlatRetriever", "query_prefix", "set_default_instruction"]
 # FlashRAG's settings that stay off.
 OFF = (
     "save_retrieval_cache", "use_retrieval_cache", "retrieval_cache_path", "use_reranker", "use_sentence_transformer",
