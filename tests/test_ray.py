@@ -82,7 +82,7 @@ def run_alone(words, folder):
 
 def run(words, folder, *flags):
     process = start(words, folder, *flags)
-    said = process.communicate()
+    said = process.communicate(timeout=900)
     return subprocess.CompletedProcess(words, process.returncode, *said)
 
 
@@ -149,7 +149,7 @@ def test_a_node_that_dies_changes_nothing(name, models, cluster, folder):
         assert time.monotonic() < deadline, "no worker on the node that is to die"
         time.sleep(0.01)
     cluster.remove_node(victim, allow_graceful=False)
-    said = process.communicate()[1]
+    said = process.communicate(timeout=900)[1]
     assert process.returncode == 0, said[-3000:]
     assert_same(read(folder, name), expected)
 
@@ -164,7 +164,7 @@ def test_a_command_that_is_killed_goes_on_with_what_is_missing(models, cluster, 
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=900)
     assert not (folder / "own.index").exists()
     again = run(words, folder, *flags)
     assert again.returncode == 0, again.stderr[-3000:]

@@ -81,7 +81,7 @@ def test_one_command_goes_from_questions_to_the_table(first, copy):
 def test_one_command_makes_every_table_and_the_report(first, copy):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [sys.executable, "paper_tables.py", "--profile", "smoke", "--run"]
-    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=1800)
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=1400)
     assert result.returncode == 0, result.stderr[-4000:]
     for name in ("main", "ablation", "weights", "generators", "rerankers", "mmlu"):
         for suffix in ("md", "tex", "csv"):
