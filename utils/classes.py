@@ -25,7 +25,7 @@ from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, m
 from utils.rag.metrics import Interval, bootstrap, ranking_metrics, relevance, text_metrics, write_qrels, write_run
 from utils.rag.prompts import RagPrompt, check_prompts
 from utils.ray_engine import start_workers
-from utils.retrieval.candidates import retrieval_settings, retrieve
+from utils.retrieval.candidates import retrieval_inputs, retrieval_settings, retrieve
 from utils.store.files import file_name, write_file
 from utils.store.journal import Journal, resume
 from utils.store.jsonlines import PassageTexts, dump_line, passages_path, read_rows, write_lines
@@ -56,7 +56,7 @@ def run_rag(args: argparse.Namespace) -> str:
     folder = Path(args.save_dir) / file_name(args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}")
     inputs = [source]
     if args.retrieval_topk:
-        inputs += [args.index_path, args.corpus_path, args.retriever_path, args.rerank_model_path]
+        inputs += [*retrieval_inputs(args), args.rerank_model_path]
     if args.framework in LOCAL_FRAMEWORKS:
         inputs.append(args.model_path)
     phase = Phase(folder / "intermediate_data.json", filter(None, inputs), settings)
@@ -92,7 +92,7 @@ class RagPipeline:
         """The file of the retriever's `Candidates`."""
         args = self.args
         questions = digest([row.model_dump() for row in self.questions])
-        inputs = [fingerprint(path) for path in (args.index_path, args.corpus_path, args.retriever_path)]
+        inputs = [fingerprint(path) for path in retrieval_inputs(args)]
         key = digest([questions, inputs, retrieval_settings(args) | settings_of(args, "retrieval_topk")])
         return self.stages / f"retrieve_{args.dataset}_{args.split}_{key}.jsonl"
 

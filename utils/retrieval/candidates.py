@@ -19,12 +19,21 @@ from utils.store.jsonlines import passages_path, write_lines
 from utils.store.manifest import UNFINISHED, Phase, digest, fingerprint, manifest_path, read_manifest
 from utils.store.rows import Candidates, Passage, Question
 
+BM25_PARAMETERS = "params.index.json"  # a file that every folder of bm25s has
 LARGE_INDEX = 8 << 30  # bytes
 LARGE_INDEX_QUESTIONS = 4096  # searched with one reading of the file
 
 
+def retrieval_inputs(args: argparse.Namespace) -> list[str]:
+    """Return the files and the model that candidates depend on."""
+    encoder = [] if args.retrieval_method == "bm25" else [args.retriever_path]
+    return [args.index_path, args.corpus_path, *encoder]
+
+
 def retrieval_settings(args: argparse.Namespace, setting: str | None = None) -> dict[str, Any]:
     """Return what candidates depend on, beside their input files; ``setting`` as in `pooling_method`."""
+    if args.retrieval_method == "bm25":
+        return {"retrieval_method": "bm25"}
     settings = settings_of(args, "retrieval_method", "retrieval_query_max_length", "use_fp16", "instruction")
     pooling = pooling_method(args.retriever_path, args.retrieval_pooling_method, setting)
     return settings | {"retrieval_pooling_method": pooling}
@@ -45,12 +54,12 @@ def retrieve(
     asked = digest([(row.id, row.question) for row in questions])
     settings = retrieval_settings(args, "retrieval_pooling_method") | {"topk": topk, "questions": asked}
     journal_path = output.with_suffix(".journal.jsonl")
-    phase = Phase(output, [args.index_path, args.corpus_path, args.retriever_path], settings, scratch=[journal_path])
+    phase = Phase(output, retrieval_inputs(args), settings, scratch=[journal_path])
     if phase.is_done(args.overwrite) and passages_path(output).exists():
         return
-    from utils.retrieval.retrievers import FlatRetriever  # takes seconds, for which a finished phase need not wait
+    from utils.retrieval.retrievers import open_retriever  # takes seconds, for which a finished phase need not wait
 
-    retriever = FlatRetriever(args, topk, len(questions))
+    retriever = open_retriever(args, topk, len(questions))
 
     def work(chunk: list[Question]) -> list[dict[str, Any]]:
         found = retriever.search_rows([row.question for row in chunk], topk)
@@ -105,9 +114,16 @@ def _candidates(
 
 def check_retrieval_inputs(args: argparse.Namespace) -> None:
     """Refuse missing files, a prefix that is not the encoder's, and an index made with other settings."""
-    for path, what in ((args.index_path, "index"), (args.corpus_path, "corpus")):
-        require_file(path, what, "README, 'Reproduce the paper', shows how it is made")
-    family = encoder_family(Path(args.retriever_path).name)
+    shown = "README, 'Reproduce the paper', shows how it is made"
+    require_file(args.corpus_path, "corpus", shown)
+    sparse = args.retrieval_method == "bm25"
+    if not sparse:
+        require_file(args.index_path, "index", shown)
+    elif not Path(args.index_path, BM25_PARAMETERS).exists():
+        raise UsageError(f"index {args.index_path} is missing, or no folder of bm25s; build_index.py makes it")
+    elif args.engine != "local":
+        raise UsageError(f"--engine {args.engine}: BM25 is searched on one machine; give --engine local")
+    family = None if sparse else encoder_family(Path(args.retriever_path).name)
     given = args.instruction is not None and family != "e5"  # whose passages have a prefix too
     if family and family != encoder_family(args.retrieval_method) and not given:
         raise UsageError(
@@ -118,11 +134,11 @@ def check_retrieval_inputs(args: argparse.Namespace) -> None:
     # An index from elsewhere has no manifest. `Phase` refuses an unfinished index.
     if not manifest.exists() or UNFINISHED in (made := read_manifest(manifest)):
         return
-    for flag in ("retriever_path", "corpus_path"):
+    for flag in ("corpus_path",) if sparse else ("retriever_path", "corpus_path"):
         if fingerprint(value := getattr(args, flag)) not in made["inputs"].values():
             raise UsageError(f"{args.index_path} was not made with --{flag} {value}, but by: {made['command']}")
     settings = retrieval_settings(args)
-    for flag in ("retrieval_method", "retrieval_pooling_method"):
+    for flag in settings.keys() & {"retrieval_method", "retrieval_pooling_method"}:
         value = settings[flag]
         if (found := made["settings"].get(flag, value)) != value:
             raise UsageError(f"{args.index_path} was made with --{flag} {found}, not {value}")

@@ -1,4 +1,4 @@
-"""Build a corpus's Flat index: encode it shard by shard and join the shards, never all of it in memory."""
+"""Build a corpus's Flat index, encoded shard by shard and never whole in memory, or its BM25 index."""
 
 from __future__ import annotations
 
@@ -25,6 +25,31 @@ from utils.store.manifest import Phase
 
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
+
+
+def build_bm25_index(path: str, output: Path, args: argparse.Namespace) -> None:
+    """Write the folder ``output`` of bm25s as FlashRAG's index builder does, with all of the corpus in memory."""
+    import bm25s
+
+    from utils.retrieval.retrievers import bm25_tokenizer
+
+    require_file(path, "corpus", "give --corpus_path (JSON lines {id, contents})")
+    phase = Phase(output, [path], settings_of(args, "retrieval_method"), folder=True)
+    if phase.is_done(args.overwrite):
+        return
+    aside = output.with_name(f"{output.name}.part")
+    with locked(aside):
+        dropped = Counter[str]() if args.skip_bad_rows else None
+        corpus = read_corpus(path, fault_handler(dropped))
+        tokenizer, index = bm25_tokenizer(next(iter(corpus)).contents), bm25s.BM25()
+        index.index(tokenizer.tokenize([passage.contents for passage in corpus], return_as="tuple"))
+        shutil.rmtree(aside, ignore_errors=True)
+        index.save(aside)
+        tokenizer.save_vocab(aside)
+        tokenizer.save_stopwords(aside)
+        shutil.rmtree(output, ignore_errors=True)
+        aside.rename(output)
+        phase.finish(len(corpus), dropped)
 
 
 def build_index(path: str, output: Path, args: argparse.Namespace) -> None:
