@@ -11,6 +11,8 @@ get_docs          reads   train.jsonl, the index and its corpus
 generate_dataset  reads   train_docs_N.*, and for --method=reason reason/train_with_reason.jsonl
                   writes  METHOD/score_cache.jsonl     {id, query, passage_ids, scores}, best first
                           METHOD/FinetuneDataset_for_flagembedding.jsonl, sampled from this score alone
+                  --rationale NAME reads and writes below NAME instead of reason; none reads no rationales, scores
+                  question and answer alone, and writes below answer_only
 
 --check           prints rows, missing fields, repeated ids, and how many questions have no answer in any passage;
                   exit code 1 on faults
@@ -26,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, run_main
+from utils.config import UsageError, dataset_dir, docs_path, phase_arguments, rationale_dir, run_main
 from utils.devices import select_devices
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
@@ -75,10 +77,11 @@ def generate_dataset(args: argparse.Namespace) -> None:
     from utils.training.scores import retrieval_scores, score_rationales
 
     check_sampling(args.sampling, args.fusion_topk)
-    folder, docs = dataset_dir(args), docs_path(args)
-    cache = folder / args.method / "score_cache.jsonl"
+    folder = rationale_dir(args) if args.method == "reason" else dataset_dir(args) / "retrieval"
+    docs, cache = docs_path(args), folder / "score_cache.jsonl"
     if args.method == "reason":
-        score_rationales(docs, folder / "reason/train_with_reason.jsonl", cache, args)
+        rationales = None if args.rationale == "none" else folder / "train_with_reason.jsonl"
+        score_rationales(docs, rationales, cache, args)
     else:
         retrieval_scores(docs, cache, args.overwrite)
     write_training_file(
@@ -86,11 +89,9 @@ def generate_dataset(args: argparse.Namespace) -> None:
         retrieval_cache=cache,
         docs=docs,
         passages=passages_path(docs),
-        output=folder / args.method / "FinetuneDataset_for_flagembedding.jsonl",
+        output=folder / "FinetuneDataset_for_flagembedding.jsonl",
         weight=1.0,
-        sampling=args.sampling,
-        topk=args.fusion_topk,
-        overwrite=args.overwrite,
+        args=args,
     )
 
 

@@ -8,7 +8,8 @@ writes  DATA_DIR/DATASET/reason+retrieval/FinetuneDataset_for_flagembedding.json
 
 For each question both score lists are min-max normalised over its passages and fused, weight times
 rationale plus the rest times retrieval; the best --fusion_topk are kept and sampled into lines
-{query, pos, neg}. Caches in the published format ({query, content: [[passage, score], ...]}) are
+{query, pos, neg}. --rationale NAME reads NAME/score_cache.jsonl and writes below NAME+retrieval; for none that is
+answer_only. Caches in the published format ({query, content: [[passage, score], ...]}) are
 read as well. Questions that cannot give a whole group are left out and counted.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.config import dataset_dir, docs_path, phase_arguments, run_main, training_lines_path
+from utils.config import dataset_dir, docs_path, phase_arguments, rationale_dir, run_main, training_lines_path
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
     ("--reason_cache", {"help": "rationale scores [DATA_DIR/DATASET/reason/score_cache.jsonl]"}),
@@ -34,17 +35,14 @@ def main() -> None:
     from utils.store.jsonlines import passages_path
     from utils.training.groups import write_training_file
 
-    folder = dataset_dir(args)
     write_training_file(
-        reason_cache=Path(args.reason_cache or folder / "reason/score_cache.jsonl"),
-        retrieval_cache=Path(args.retrieval_cache or folder / "retrieval/score_cache.jsonl"),
+        reason_cache=Path(args.reason_cache or rationale_dir(args) / "score_cache.jsonl"),
+        retrieval_cache=Path(args.retrieval_cache or dataset_dir(args) / "retrieval/score_cache.jsonl"),
         docs=docs_path(args),
         passages=Path(args.passages or passages_path(docs_path(args))),
         output=Path(args.output or training_lines_path(args)),
         weight=args.reason_weight,
-        sampling=args.sampling,
-        topk=args.fusion_topk,
-        overwrite=args.overwrite,
+        args=args,
     )
 
 

@@ -64,12 +64,13 @@ def nested_loops(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     """Fuse and sample the same scores as score_cache_to_dataset.py does."""
+    from utils.config import phase_arguments
     from utils.training.groups import write_training_file
 
     write_training_file(
         reason_cache=folder / "reason.jsonl", retrieval_cache=folder / "retrieval.jsonl", docs=folder / "none",
-        passages=folder / "passages.jsonl", output=folder / "ours.jsonl", weight=0.5, sampling="shift", topk=20,
-        overwrite=True,
+        passages=folder / "passages.jsonl", output=folder / "ours.jsonl", weight=0.5,
+        args=phase_arguments(None, ["fusion"], argv=["--overwrite"]),
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ FIELDS = {
     "rag_system": ("reference",), "rag_system_closed_book": ("reference",), "rag_user": ("reference", "question"),
     "rag_completion": ("reference", "question"), "rag_completion_closed_book": ("reference", "question"),
 }  # fmt: skip
+ANSWER_ONLY = "answer_only"  # folder of the scores without rationales
 # Faults of disks, rights and paths.
 MENDABLE = (EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)
 
@@ -206,9 +207,17 @@ def docs_path(args: argparse.Namespace) -> Path:
     return dataset_dir(args) / f"train_docs_{args.train_questions or 'all'}.jsonl"
 
 
+def rationale_dir(args: argparse.Namespace) -> Path:
+    """Return the folder of the rationales and their scores; without rationales, of the scores of the answers alone."""
+    name = args.rationale
+    if name in ("", ".", "..", "retrieval", ANSWER_ONLY) or Path(name).name != name:
+        raise UsageError(f"--rationale {name!r}: give a folder's name, other than retrieval and {ANSWER_ONLY}, or none")
+    return dataset_dir(args) / (ANSWER_ONLY if name == "none" else name)
+
+
 def training_lines_path(args: argparse.Namespace) -> Path:
     """Return the training file of score_cache_to_dataset.py, which run_finetune.sh reads unless told otherwise."""
-    return dataset_dir(args) / "reason+retrieval/FinetuneDataset_for_flagembedding.jsonl"
+    return dataset_dir(args) / f"{rationale_dir(args).name}+retrieval/FinetuneDataset_for_flagembedding.jsonl"
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:

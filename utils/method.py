@@ -22,16 +22,19 @@ FIRST_NEGATIVE = 3
 ITERATION_SIZE = 5
 
 
-def scored_text(question: str, golden_answers: list[str], rationale: str) -> str:
+def scored_text(question: str, golden_answers: list[str], rationale: str | None) -> str:
     """Return the text whose similarity to a passage is the passage's rationale score.
 
     Paper: rationale-based alignment. The answers appear as Python prints a list, because the published scores were
-    made so (docs/deviations.md, "Kept although one could object").
+    made so (docs/deviations.md, "Kept although one could object"). Without a rationale, the control that the paper
+    does not have, the text ends after the answers.
 
     >>> scored_text("Who wrote Emma?", ["Jane Austen"], "Emma is a novel of 1815 by Jane Austen.")
     "Who wrote Emma?. ['Jane Austen']. Emma is a novel of 1815 by Jane Austen."
+    >>> scored_text("Who wrote Emma?", ["Jane Austen"], None)
+    "Who wrote Emma?. ['Jane Austen']"
     """
-    return f"{question}. {golden_answers}. {rationale}"
+    return f"{question}. {golden_answers}" + ("" if rationale is None else f". {rationale}")
 
 
 def similarity(text: ArrayLike, passages: ArrayLike) -> NDArray[np.float32]:
@@ -90,6 +93,24 @@ def descending(scores: ArrayLike) -> NDArray[np.intp]:
     [1, 3, 0, 2]
     """
     return np.argsort(-np.asarray(scores), axis=-1, kind="stable")
+
+
+def answers_apart(ranked: Sequence[T], has_answer: Sequence[bool], supervised: bool) -> list[T]:
+    """Return a ranking whose passages after the first have no answer, so that a sampler finds no false negatives.
+
+    Not in the paper. First stays what was first; if ``supervised``, first comes the best passage with an answer,
+    and the ranking is empty if there is none.
+
+    >>> answers_apart("abcd", [False, True, False, True], supervised=False)
+    ['a', 'c']
+    >>> answers_apart("abcd", [False, True, False, True], supervised=True)
+    ['b', 'a', 'c']
+    """
+    if supervised and not any(has_answer):
+        return []
+    first = list(has_answer).index(True) if supervised else 0
+    rest = (passage for i, passage in enumerate(ranked) if i != first and not has_answer[i])
+    return [ranked[first], *rest]
 
 
 def shift(ranked: Sequence[T]) -> list[Group[T]]:

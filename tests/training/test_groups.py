@@ -2,6 +2,7 @@ import json
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, read_jsonl, write_jsonl
@@ -13,14 +14,15 @@ from utils.method import fuse
 from utils.training.groups import fused_rankings, open_cache, write_training_file
 
 GOLDEN = ROOT / "tests/golden"
+DEFAULTS = {"supervised": False, "negatives_without_answer": False, "distil_scale": 0.0, "overwrite": True}
 
 
-def fuse_files(folder, reason, retrieval, sampling="shift", weight=0.5, topk=20, passages=None):
+def fuse_files(folder, reason, retrieval, sampling="shift", weight=0.5, topk=20, passages=None, **options):
     output = folder / f"{sampling}.jsonl"
     write_training_file(
         reason_cache=reason, retrieval_cache=retrieval, docs=folder / "docs.jsonl",
         passages=passages or folder / "docs.passages.jsonl", output=output, weight=weight,
-        sampling=sampling, topk=topk, overwrite=True,
+        args=SimpleNamespace(**DEFAULTS | {"sampling": sampling, "fusion_topk": topk, **options}),
     )  # fmt: skip
     manifest = json.loads(output.with_name(output.name + ".manifest.json").read_text())
     return read_jsonl(output), manifest
@@ -269,3 +271,81 @@ def test_a_weight_or_topk_that_cannot_work_is_refused(run_script, tmp_path):
     ):
         result = run_script("score_cache_to_dataset.py", *flags, cwd=tmp_path)
         assert (result.returncode, message in result.stderr) == (2, True), result.stderr
+
+
+# ---------------------------------------------------------------- beyond the paper: answers, and fused scores
+
+
+@pytest.fixture
+def with_answers(tmp_path):
+    """Thirty passages whose fused order is their number; 2, 3 and 5 contain the answer."""
+    ids = [f"p{i}" for i in range(30)]
+    texts = [f"passage {i}" + (" in paris" if i in (2, 3, 5) else "") for i in range(30)]
+    write_jsonl(tmp_path / "docs.passages.jsonl", [{"id": i, "contents": t} for i, t in zip(ids, texts, strict=True)])
+    row = {"id": "q1", "question": "q", "golden_answers": ["Paris"], "passage_ids": ids, "scores": [0.0] * 30}
+    write_jsonl(tmp_path / "docs.jsonl", [row])
+    scored = {"id": "q1", "query": "q", "passage_ids": ids, "scores": [float(30 - i) for i in range(30)]}
+    return tmp_path, caches(tmp_path, [scored], [scored]), texts
+
+
+def test_supervised_groups_by_hand(with_answers):
+    folder, files, texts = with_answers
+    [line], manifest = fuse_files(folder, *files, supervised=True)
+    assert line["pos"] == [texts[2]]
+    # Without 2, 3 and 5, the passages behind the positive are 0 1 4 6 7 8 ...: ranks 3 4 6 9 13 18 of the whole.
+    others = [i for i in range(30) if i not in (2, 3, 5)]
+    assert line["neg"] == [texts[others[rank - 1]] for rank in (3, 4, 6, 9, 13, 18)]
+    assert line["neg"][:2] == ["passage 4", "passage 6"]
+    assert manifest["facts"] | {"positives with an answer": 1, "negatives with an answer": 0} == manifest["facts"]
+    assert manifest["settings"]["supervised"] is True
+
+
+def test_negatives_without_answer_keep_the_positive_and_the_ranks(with_answers):
+    folder, files, texts = with_answers
+    [line], _ = fuse_files(folder, *files, negatives_without_answer=True)
+    others = [i for i in range(1, 30) if i not in (2, 3, 5)]
+    assert line["pos"] == [texts[0]]
+    assert line["neg"] == [texts[others[rank - 1]] for rank in (3, 4, 6, 9, 13, 18)]
+    [published_line], manifest = fuse_files(folder, *files)
+    assert published_line["neg"][0] == texts[3]
+    assert manifest["facts"]["negatives with an answer"] == 1
+
+
+def test_a_question_without_an_answer_has_no_supervised_group_and_is_counted(with_answers):
+    folder, (reason, retrieval), _ = with_answers
+    row = read_jsonl(folder / "docs.jsonl")[0] | {"id": "q2", "question": "q2", "golden_answers": ["Rome"]}
+    write_jsonl(folder / "docs.jsonl", [*read_jsonl(folder / "docs.jsonl"), row])
+    for path in (reason, retrieval):
+        write_jsonl(path, [*read_jsonl(path), read_jsonl(path)[0] | {"id": "q2", "query": "q2"}])
+    lines, manifest = fuse_files(folder, reason, retrieval, supervised=True)
+    assert [line["query"] for line in lines] == ["q"]
+    assert manifest["dropped"]["questions without an answer in their passages"] == 1
+    assert manifest["facts"]["candidate lists with an answer"] == 0.5
+
+
+def test_answer_matching_needs_the_candidates_file(with_answers):
+    folder, files, _ = with_answers
+    (folder / "docs.jsonl").unlink()
+    with pytest.raises(UsageError, match="need the candidates file"):
+        fuse_files(folder, *files, supervised=True)
+
+
+def test_the_fused_scores_follow_their_passages(with_answers):
+    folder, files, _ = with_answers
+    [line], _ = fuse_files(folder, *files, distil_scale=10.0)
+    of = lambda text: 10 * (29 - int(text.split()[1])) / 29  # noqa: E731
+    assert line["pos_scores"] == pytest.approx([of(text) for text in line["pos"]])
+    assert line["neg_scores"] == pytest.approx([of(text) for text in line["neg"]])
+    [plain], _ = fuse_files(folder, *files)
+    assert plain == {key: line[key] for key in ("query", "pos", "neg")}
+
+
+def test_the_chain_tells_where_the_answers_stand_by_each_score(with_answers, capsys):
+    folder, (reason, retrieval), _ = with_answers
+    row = read_jsonl(reason)[0]
+    write_jsonl(reason, [row | {"scores": [float(i == 3) for i in range(30)]}])
+    _, manifest = fuse_files(folder, reason, retrieval)
+    facts = manifest["facts"]
+    assert (facts["mrr retrieval"], facts["mrr rationale"], facts["mrr fused"]) == pytest.approx((1 / 3, 1, 1))
+    assert (facts["first retrieval"], facts["first rationale"], facts["candidate lists with an answer"]) == (0, 1, 1)
+    assert "MRR by retrieval score 0.333 (0.0% in first place), rationale score 1.000" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from utils.config import UsageError, dataset_dir, settings_of
+from utils.config import UsageError, dataset_dir, rationale_dir, settings_of
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast, too_many
@@ -22,7 +22,13 @@ from utils.store.rows import Answers, Question, Rationale, Text
 
 SAMPLING = ("model", "temperature", "top_p", "max_tokens", "stop", "seed")
 HOW_TO = "see README, 'Your own data'"
-OUTPUT = "reason/train_with_reason.jsonl"
+
+
+def rationales_path(args: argparse.Namespace) -> Path:
+    """Return the file of the rationales."""
+    if args.rationale == "none":
+        raise UsageError("--rationale none means that there are no rationales to write; name a folder for them")
+    return rationale_dir(args) / "train_with_reason.jsonl"
 
 
 def rationale_request(row: Question, args: argparse.Namespace) -> Request:
@@ -43,7 +49,7 @@ def ask_rationales(args: argparse.Namespace) -> int:
     The code is 1, and the output is not written, if requests were left for another call or if a larger share of the
     questions than ``max_failures`` has no usable answer.
     """
-    source, output, dropped = dataset_dir(args) / "train.jsonl", dataset_dir(args) / OUTPUT, Counter[str]()
+    source, output, dropped = dataset_dir(args) / "train.jsonl", rationales_path(args), Counter[str]()
     skipped = dropped if args.skip_bad_rows else None
     questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=skipped)
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
@@ -83,7 +89,7 @@ def ask_rationales(args: argparse.Namespace) -> int:
 
 def import_rationales(args: argparse.Namespace) -> None:
     """Write the training questions that have a published rationale, with it."""
-    source, output, counts = dataset_dir(args) / "train.jsonl", dataset_dir(args) / OUTPUT, Counter[str]()
+    source, output, counts = dataset_dir(args) / "train.jsonl", rationales_path(args), Counter[str]()
     dropped = counts if args.skip_bad_rows else None
     questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=dropped)
     phase = Phase(output, [source, *args.source], settings_of(args, "train_questions"))

@@ -8,6 +8,7 @@ Two formats of a cache are read, told apart by their fields:
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,14 +17,16 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from utils.config import UsageError
-from utils.method import SAMPLERS, descending, fuse, passages_needed
+from utils.config import UsageError, settings_of
+from utils.method import SAMPLERS, answers_apart, descending, fuse, passages_needed
 from utils.retrieval.answers import has_answer
 from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import PublishedScored, Scored, TrainingGroup
 
 SAME_DOCS = "both caches must come from the same train_docs file"
+BEYOND_THE_PAPER = ("supervised", "negatives_without_answer", "distil_scale")
+SCORES = ("retrieval", "rationale", "fused")  # what ranks the candidates, in the data's order
 
 
 def check_sampling(sampling: str, topk: int) -> None:
@@ -42,21 +45,22 @@ def write_training_file(
     passages: Path,
     output: Path,
     weight: float,
-    sampling: str,
-    topk: int,
-    overwrite: bool = False,
+    args: argparse.Namespace,
 ) -> None:
     """Fuse two score caches and sample lines ``{query, pos, neg}``. Give the same cache twice to train on it alone.
 
     Memory holds the caches' keys and one question. Caches in the own format need ``passages``, the texts by passage id.
-    Where ``docs``, the candidates file, exists, positives and negatives that contain an answer are counted. The
-    rationale scores have ``weight``; ``topk`` passages are kept after fusion.
+    Where ``docs``, the candidates file, exists, the manifest's facts and the last lines tell how far up the answers
+    stand by each score, and how many positives and negatives contain one. The rationale scores have ``weight``;
+    ``args`` has the other settings of the section fusion.
     """
-    check_sampling(sampling, topk)
-    settings = {"reason_weight": weight, "sampling": sampling, "fusion_topk": topk}
+    check_sampling(args.sampling, args.fusion_topk)
+    settings = {"reason_weight": weight} | settings_of(args, "sampling", "fusion_topk")
+    # Left out otherwise, so that files of earlier versions still count as finished.
+    settings |= {name: value for name, value in settings_of(args, *BEYOND_THE_PAPER).items() if value}
     known = [path for path in (docs, passages) if path.exists()]
     phase = Phase(output, dict.fromkeys([reason_cache, retrieval_cache, *known]), settings)
-    if phase.is_done(overwrite):
+    if phase.is_done(args.overwrite):
         return
     reason, retrieval = open_cache(reason_cache, "reason"), open_cache(retrieval_cache, "retrieval")
     _, first = reason[next(iter(reason))]
@@ -65,11 +69,29 @@ def write_training_file(
     dropped = Counter({"questions without a rationale score": sum(key not in reason for key in retrieval)})
     facts: Counter[str] = Counter()
     rankings = tqdm(fused_rankings(reason, retrieval, weight, dropped, facts), "fuse", len(reason), unit="question")
-    rows = write_lines(output, training_groups(rankings, sampling, topk, texts, candidates, dropped, facts))
-    if "positives with an answer" in facts:
-        shares = [facts[f"{kind} with an answer"] / facts[kind] for kind in ("positives", "negatives")]
-        print(f"{shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer")
-    phase.finish(rows, dropped, facts=facts)
+    rows = write_lines(output, training_groups(rankings, args, texts, candidates, dropped, facts))
+    phase.finish(rows, dropped, facts=chain(facts))
+
+
+def chain(facts: Counter[str]) -> dict[str, float]:
+    """Print how far up the answers stand, link by link, and return the facts with means in place of sums."""
+    found: dict[str, float] = dict(facts)
+    if not (lists := found.pop("candidate lists", 0)):
+        return found
+    for name in (
+        "candidate lists with an answer",
+        *(f"{what} {score}" for score in SCORES for what in ("mrr", "first")),
+    ):
+        found[name] = facts[name] / lists
+    orders = (
+        f"{score} score {found[f'mrr {score}']:.3f} ({found[f'first {score}']:.1%} in first place)" for score in SCORES
+    )
+    print(
+        f"candidates: {found['candidate lists with an answer']:.1%} of the lists contain an answer; MRR by {', '.join(orders)}"
+    )
+    shares = [facts[f"{kind} with an answer"] / facts[kind] for kind in ("positives", "negatives")]
+    print(f"groups: {shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer")
+    return found
 
 
 def open_cache(path: str | os.PathLike[str], method: str) -> LineIndex:
@@ -84,6 +106,7 @@ class Ranked(NamedTuple):
     key: str
     query: str
     passages: list[str]
+    scores: dict[str, list[float]]  # `SCORES`, in the order of the passages
 
 
 def fused_rankings(
@@ -111,8 +134,11 @@ def fused_rankings(
             dropped["questions without any order"] += 1
             continue
         facts["constant score lists"] += sum(constant)
-        passages = list(rationale)
-        yield Ranked(key, query, [passages[i] for i in descending(fuse(ours, theirs, weight)).tolist()])
+        fused = fuse(ours, theirs, weight).tolist()
+        order, passages = descending(fused).tolist(), list(rationale)
+        by_name = zip(SCORES, (theirs, ours, fused), strict=True)
+        scores = {name: [values[i] for i in order] for name, values in by_name}
+        yield Ranked(key, query, [passages[i] for i in order], scores)
 
 
 def _read_scores(raw: dict[str, Any], where: str, dropped: Counter[str]) -> tuple[str, dict[str, float]]:
@@ -134,35 +160,61 @@ def _read_scores(raw: dict[str, Any], where: str, dropped: Counter[str]) -> tupl
 
 def training_groups(
     rankings: Iterable[Ranked],
-    sampling: str,
-    topk: int,
+    args: argparse.Namespace,
     texts: PassageTexts | None,
     candidates: LineIndex | None,
     dropped: Counter[str],
     facts: Counter[str],
 ) -> Iterator[TrainingGroup]:
-    """Sample groups from the first ``topk`` distinct texts of each ranking; at least one, or it is an error.
+    """Sample groups from the first ``fusion_topk`` distinct texts of each ranking; at least one, or it is an error.
 
     A repeated text is left out: a positive that comes back as its own negative teaches nothing. ``texts`` is None if
     the rankings hold texts in place of passage ids; ``candidates``, by question id, have the golden answers.
     """
-    for key, query, passages in rankings:
-        kept: dict[str, None] = {}  # distinct texts
-        for passage in passages:
-            if len(kept) == topk:
-                break
-            text = passage if texts is None else texts[passage]
-            dropped["repeated passages"] += text in kept
-            kept[text] = None
-        if len(kept) < passages_needed(sampling, topk):
-            dropped["questions with too few passages"] += 1
-            continue
+    matching = args.supervised or args.negatives_without_answer
+    for key, query, passages, scores in rankings:
+        found = [passage if texts is None else texts[passage] for passage in passages]
         answers = candidates[key][1]["golden_answers"] if candidates and key in candidates else None
-        for positives, negatives in SAMPLERS[sampling](list(kept)):
+        if answers is None and matching:
+            raise UsageError(
+                f"--supervised and --negatives_without_answer need the candidates file's answers of {key!r}"
+            )
+        with_answer = [has_answer(answers, text) for text in found] if answers is not None else []
+        if answers is not None:
+            count_answers(with_answer, scores, facts)
+        score_of: dict[str, float] = {}  # distinct texts, best first
+        for text, score in zip(found, scores["fused"], strict=True):
+            score_of.setdefault(text, score)
+        dropped["repeated passages"] += len(found) - len(score_of)
+        kept = list(score_of)
+        if matching:
+            answered = dict(zip(found, with_answer, strict=True))
+            kept = answers_apart(kept, [answered[text] for text in kept], args.supervised)
+            dropped["questions without an answer in their passages"] += not kept
+        kept = kept[: args.fusion_topk]
+        if len(kept) < passages_needed(args.sampling, args.fusion_topk):
+            dropped["questions with too few passages"] += bool(kept)
+            continue
+        for positives, negatives in SAMPLERS[args.sampling](kept):
             for kind, part in (("positives", positives), ("negatives", negatives)):
                 facts[kind] += len(part)
                 if answers is not None:
                     facts[f"{kind} with an answer"] += sum(has_answer(answers, text) for text in part)
-            yield TrainingGroup(query=query, pos=positives, neg=negatives)
+            group = TrainingGroup(query=query, pos=positives, neg=negatives)
+            if args.distil_scale:
+                group.pos_scores, group.neg_scores = (
+                    [args.distil_scale * score_of[text] for text in part] for part in (positives, negatives)
+                )
+            yield group
     if not facts["positives"]:
         raise UsageError(f"no training line could be made of the score caches: {dict(dropped)}")
+
+
+def count_answers(with_answer: list[bool], scores: dict[str, list[float]], facts: Counter[str]) -> None:
+    """Add one question's first passage with an answer, as each score ranks it, to the sums of `chain`."""
+    facts["candidate lists"] += 1
+    facts["candidate lists with an answer"] += any(with_answer)
+    for name, values in scores.items():
+        ranked = [with_answer[i] for i in descending(values)]
+        facts[f"first {name}"] += ranked[0]
+        facts[f"mrr {name}"] += 1 / (ranked.index(True) + 1) if True in ranked else 0

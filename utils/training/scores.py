@@ -32,11 +32,12 @@ def retrieval_scores(docs: Path, output: Path, overwrite: bool) -> None:
         phase.finish(write_lines(output, (best_first(row, row.scores) for row in candidates)))
 
 
-def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.Namespace) -> None:
+def score_rationales(docs: Path, rationales: Path | None, output: Path, args: argparse.Namespace) -> None:
     """Write the rationale score of every candidate as a score cache.
 
     Every distinct passage and every rationale is encoded once. Questions of ``docs``, the candidates file, that have
-    no rationale are left out and counted; a rationale without candidates is an error.
+    no rationale are left out and counted; a rationale without candidates is an error. Without ``rationales``, question
+    and gold answer alone are scored.
     """
     settings = settings_of(args, "scorer", "scorer_max_length", "use_fp16")
     pooling = args.scorer_pooling_method or "mean"  # BGE-M3 has its own
@@ -44,12 +45,18 @@ def score_rationales(docs: Path, rationales: Path, output: Path, args: argparse.
         pooling = pooling_method(args.model_path, args.scorer_pooling_method, "scorer_pooling_method")
     settings["scorer_pooling_method"] = pooling
     scratch = output.parent / "embeddings"
-    phase = Phase(output, [docs, passages_path(docs), rationales, args.model_path], settings, scratch=[scratch])
+    inputs = filter(None, [docs, passages_path(docs), rationales, args.model_path])
+    phase = Phase(output, inputs, settings, scratch=[scratch])
     if phase.is_done(args.overwrite):
         return
-    everyone, rationale_of = _joined(docs, rationales)
-    candidates = [row for row in everyone if row.id in rationale_of]
-    queries = [scored_text(r.question, r.golden_answers, r.reason) for r in (rationale_of[c.id] for c in candidates)]
+    everyone = candidates = read_rows(docs, Candidates, GET_DOCS)
+    if rationales is None:
+        queries = [scored_text(row.question, row.golden_answers, None) for row in candidates]
+    else:
+        rationale_of = _by_question(rationales, docs, everyone)
+        candidates = [row for row in everyone if row.id in rationale_of]
+        known = [rationale_of[row.id] for row in candidates]
+        queries = [scored_text(row.question, row.golden_answers, row.reason) for row in known]
     store = PassageTexts(passages_path(docs))
     # Passages of equal text share a row: encoded in two batches, they would differ in the last digits.
     row_of_text: dict[str, int] = {}
@@ -82,9 +89,8 @@ def best_first(row: Candidates, scores: list[float]) -> Scored:
     return Scored(id=row.id, query=row.question, passage_ids=passage_ids, scores=[scores[i] for i in order])
 
 
-def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, Rationale]]:
-    """Return all candidates, and the rationales by question id."""
-    candidates = read_rows(docs, Candidates, GET_DOCS)
+def _by_question(rationales: Path, docs: Path, candidates: list[Candidates]) -> dict[str, Rationale]:
+    """Return the rationales by question id; each must belong to one of ``docs``'s questions."""
     found = {row.id: row for row in read_rows(rationales, Rationale, "python llm_generation.py --dataset NAME")}
     questions = {row.id: row.question for row in candidates}
     for row in found.values():
@@ -93,7 +99,7 @@ def _joined(docs: Path, rationales: Path) -> tuple[list[Candidates], dict[str, R
                 f"{rationales}: question {row.id!r} ({row.question[:60]!r}) has no candidates in {docs}, or another "
                 "text there; both files must come from the same train.jsonl and --train_questions"
             )
-    return candidates, found
+    return found
 
 
 def encode_worker(args: argparse.Namespace, texts: int) -> Callable[[list[str]], Embeddings]:
