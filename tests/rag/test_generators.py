@@ -51,7 +51,7 @@ def test_closed_book_completions_speak_of_no_documents():
     assert RagPrompt(prompts, 4096, words).build("who?", ["T\nx"]).startswith("From the documents.\nDoc 1")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "quickstart_mmlu", "smoke", "smoke_mmlu", "small"])
+@pytest.mark.parametrize("name", ["quickstart", "smoke", "smoke_mmlu", "small", "small_bm25"])
 def test_the_embedded_llms_prompts_differ_by_the_documents_alone(name):
     prompts = load_config(f"{ROOT}/profiles/{name}.yaml")["prompts"]
     with_documents = prompts["rag_completion"].replace("{reference}\n", "").replace(" from the documents", "")
