@@ -54,12 +54,12 @@ def run_rag(args: argparse.Namespace) -> str:
     settings, generator = outcome_settings(args), generator_name(args)
     ranker = settings["ranker"]
     folder = Path(args.save_dir) / file_name(args.run_name or f"{args.dataset}_{args.split}_{ranker}_{generator}")
-    inputs = [source]
+    inputs: list[str | Path] = [source]
     if args.retrieval_topk:
-        inputs += [*retrieval_inputs(args), args.rerank_model_path]
+        inputs += filter(None, [*retrieval_inputs(args), args.rerank_model_path])
     if args.framework in LOCAL_FRAMEWORKS:
         inputs.append(args.model_path)
-    phase = Phase(folder / "intermediate_data.json", filter(None, inputs), settings)
+    phase = Phase(folder / "intermediate_data.json", inputs, settings)
     summary = folder / "metric_score.txt"
     if phase.is_done(args.overwrite) and summary.exists():
         return summary.read_text().rstrip("\n")

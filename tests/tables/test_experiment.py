@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from utils.config import UsageError, docs_path, load_config, phase_arguments
-from utils.tables.experiment import LABELS, Experiment, label, read_experiment
+from utils.tables.experiment import Experiment, label, read_experiment
 from utils.tables.plan import Plan
 
 NAMES = sorted({path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"paper_values"})
@@ -97,7 +97,7 @@ def test_names_of_the_same_weight_are_one_run():
     )
     assert [run.condition for run in plan.runs(plan.experiment.tables.values())] == ["w0", "w0.5", "w1"]
     labels = [plan.label(run) for run in plan.runs(plan.experiment.tables.values())]
-    assert labels == [LABELS["retrieval_only"], LABELS["radio"], LABELS["rationale_only"]]
+    assert labels == [label(name) for name in ("retrieval_only", "radio", "rationale_only")]
     assert label("w0.25") == "fused, rationale weight 0.25"
 
 
@@ -199,3 +199,59 @@ def test_the_papers_profiles_have_their_own_training_data():
     training = plan.training(plan.run("mmlu", "llama-3.1-8b", "bge-base", "radio"))
     assert str(training.checkpoint) == "checkpoints/mmlu_radio"
     assert str(docs_path(training.settings)) == "dataset/mmlu/train_docs_20000.jsonl"
+
+
+# ---------------------------------------------------------------- conditions beyond the ablation, sources, seeds
+
+
+def commands_of(conditions, **parts):
+    found = experiment(tables={"t": table(conditions=["base", *conditions])}, **parts)
+    plan = Plan(found)
+    return list(map(" ".join, plan.commands(plan.runs(found.tables.values()))))
+
+
+def test_each_condition_gives_the_flags_of_its_training():
+    made = commands_of(["answer_only", "supervised", "radio_clean", "radio_distilled", "radio@none"])
+    fuse = [words.partition("profiles/nq.yaml ")[2] for words in made if words.startswith("python score_cache")]
+    folder = "dataset/nq/{}+retrieval/FinetuneDataset_{}.jsonl".format
+    assert fuse == [
+        f"--reason_weight 1 --rationale none --output {folder('answer_only', 'w1')}",
+        f"--reason_weight 0 --supervised True --output {folder('reason', 'supervised')}",
+        f"--negatives_without_answer True --output {folder('reason', 'radio_clean')}",
+        f"--distil_scale 10 --output {folder('reason', 'radio_distilled')}",
+        "--rationale none",
+    ]
+    tuned = [words for words in made if "run_finetune" in words]
+    assert any("--knowledge_distillation True" in words for words in tuned)
+    published = folder("answer_only", "for_flagembedding")
+    assert any(f"--train_data {published} --output_dir checkpoints/nq_radio_w0.5_none" in words for words in tuned)
+    assert len({words.partition("--output_dir ")[2].split()[0] for words in tuned}) == 5
+
+
+def test_rationales_are_asked_for_imported_or_left_out():
+    tasks = {"nq": {"config": f"{ROOT}/profiles/nq.yaml", "imported": {"large": ["a.jsonl", "b.jsonl"]}}}
+    made = [words for words in commands_of(["radio", "radio@large", "radio@none"], tasks=tasks)]
+    first = [words for words in made if "rationales.py" in words or "llm_generation.py" in words]
+    assert [words.replace(f"{ROOT}/", "") for words in first] == [
+        "python llm_generation.py --config profiles/nq.yaml",
+        "python import_rationales.py --config profiles/nq.yaml --source a.jsonl b.jsonl --rationale large",
+    ]
+    scored = [words.partition("--method reason")[2] for words in made if "--method reason" in words]
+    assert scored == ["", " --rationale large", " --rationale none"]
+
+
+def test_each_seed_trains_its_own_reranker_on_the_same_lines():
+    made = commands_of(["radio", "w1"], seeds=[42, 43])
+    tuned = [words.partition("profiles/nq.yaml ")[2] for words in made if "run_finetune" in words]
+    assert [words.rpartition("--output_dir ")[2] for words in tuned] == [
+        "", "checkpoints/nq_radio_w0.5_s43 --seed 43",
+        "checkpoints/nq_radio_w1", "checkpoints/nq_radio_w1_s43 --seed 43",
+    ]  # fmt: skip
+    assert sum("score_cache" in words for words in made) == 2
+    assert sum("run_rag" in words for words in made) == 5  # base once
+
+
+@pytest.mark.parametrize("name", ["radio@", "base@none", "w2", "oracle@none"])
+def test_conditions_that_mean_nothing_are_refused(name):
+    with pytest.raises(ValueError, match="is none of closed_book"):
+        experiment(tables={"t": table(conditions=["base", name])})

@@ -28,7 +28,7 @@ PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in
 def fields(text):
     interval = Interval(0.5, 0.4, 0.6, 50)
     cell = Cell(None, text, text, interval, interval, 0.01, 0.02, paper_value=text)
-    table = FilledTable(text, text, f"w{text}", (text,), [(text, text)], [], [TableRow((text,), [cell])])
+    table = FilledTable(text, text, "base", (text,), [(text, text)], [], [TableRow((text,), [cell])])
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
         "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],

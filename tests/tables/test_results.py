@@ -18,8 +18,9 @@ import paper_tables as script
 from utils.classes import outcome_settings
 from utils.config import phase_arguments, run_main
 from utils.rag.metrics import bootstrap, holm, paired_difference
+from utils.tables.chain import chain
 from utils.tables.experiment import Experiment, PaperValues, read_model
-from utils.tables.formats import csv_rows, latex, markdown
+from utils.tables.formats import CSV_COLUMNS, csv_rows, latex, markdown
 from utils.tables.plan import Plan
 from utils.tables.results import MANIFEST, RAG_SECTIONS, Results
 
@@ -154,7 +155,7 @@ def test_markdown_latex_and_csv_show_the_same(results):
     assert tex.count(r"\\") == 1 + len(table.rows)
     rows = csv_rows(table, results.plan)
     assert len(rows) == 6
-    assert all(len(row) == 18 for row in rows)
+    assert all(len(row) == len(CSV_COLUMNS) for row in rows)
 
 
 def exact_p(differences):
@@ -323,3 +324,86 @@ def test_a_failing_command_ends_the_run_with_its_name(folder, paper_tables):
     assert result.returncode == 2
     assert "+ false" in result.stdout
     assert "exit code 1" in result.stderr
+
+
+# ---------------------------------------------------------------- seeds, words, the chain
+
+SEEDED = {
+    "nq.g.retriever": [0.5, 0.5, 0.0, 1.0],
+    "nq.g.r.base": [0.5, 0.5, 0.0, 1.0],
+    "nq.g.r.w0.5": [1.0, 1.0, 0.5, 1.0],
+    "nq.g.r.w0.5_s43": [1.0, 0.5, 0.5, 1.0],
+    "nq.g.r.w0.5_s44": [1.0, 0.0, 0.5, 1.0],
+}
+
+
+@pytest.fixture
+def seeded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nq.yaml").write_text("common: {dataset: nq}\n")
+    table = {"caption": "Seeds", "tasks": ["nq"], "conditions": ["retriever", "base", "radio"], "metrics": ["mrr"]}
+    parts = {"tasks": {"nq": {"config": "nq.yaml"}}, "tables": {"main": table}, "seeds": [42, 43, 44]}
+    plan = Plan(Experiment.model_validate(EXPERIMENT | parts))
+    for run in plan.runs(plan.experiment.tables.values()):
+        rows = [{"id": f"q{i}", "output": {"metric_score": {"mrr": score}}} for i, score in enumerate(SEEDED[run.name])]
+        plan.folder(run).mkdir(parents=True)
+        (plan.folder(run) / "intermediate_data.json").write_text(json.dumps([QUESTION | row for row in rows]))
+        made_with(plan, run)
+    return Results(plan, seed=42)
+
+
+QUESTION = {"question": "q", "golden_answers": ["x"]}
+
+
+def test_a_question_counts_with_the_mean_of_its_seeds(seeded):
+    table = seeded.fill("main", seeded.plan.experiment.tables["main"])
+    base, radio = table.cells[1:]
+    assert (base.spread, len(base.runs), len(radio.runs)) == (None, 1, 3)
+    assert radio.found == bootstrap([1.0, 0.5, 0.5, 1.0], 42)
+    assert radio.spread == pytest.approx(0.125)  # of .875, .750, .625
+    assert (radio.difference, radio.p_raw) == paired_difference([1.0, 0.5, 0.5, 1.0], [0.5, 0.5, 0.0, 1.0], 42)
+    text = markdown(table)
+    assert "| RADIO: both, fused | .750 ± .125 [" in text
+    assert "Fine-tuned with 3 seeds" in text
+    [row] = [row for row in csv_rows(table, seeded.plan) if row[4] == "radio"]
+    assert row[CSV_COLUMNS.index("seeds")] == 3
+
+
+def test_a_cell_without_one_of_its_seeds_is_empty_and_its_commands_are_listed(seeded, capsys):
+    plan = seeded.plan
+    lost = plan.run("nq", "g", "r", "radio", 44)
+    (plan.folder(lost) / "intermediate_data.json").unlink()
+    results = Results(plan, 42)
+    assert results.fill("main", plan.experiment.tables["main"]).cells[2].found is None
+    script.list_missing(results, plan.runs(plan.experiment.tables.values()), [], None)
+    said = capsys.readouterr().out
+    assert "4 of 5 runs are finished" in said
+    assert "run_finetune.sh --config nq.yaml --output_dir checkpoints/nq_radio_w0.5_s44 --seed 44" in said
+    assert "_s43" not in said
+
+
+def test_a_table_ends_with_what_it_means(results):
+    main = results.plan.experiment.tables["main"]
+    [first, second] = results.fill("main", main).meanings
+    assert first.startswith("nq, r: RADIO against base reranker, em +0.800 [")
+    assert first.endswith("(n = 10): RADIO is better.")
+    assert second.endswith("no difference that this test can tell from chance.")
+    assert first in markdown(results.fill("main", main))
+
+
+def test_the_chain_follows_the_answers_through_training_and_test(seeded):
+    lines = seeded.plan.training(seeded.plan.run("nq", "g", "r", "radio")).lines
+    tables = seeded.plan.experiment.tables.values()
+    [only] = chain(seeded, tables)
+    assert only == (
+        "nq, test questions: 75% have an answer in their candidates; "
+        "MRR: retriever 0.500, base reranker 0.500, RADIO 0.750"
+    )
+    facts = {"mrr retrieval": 0.4, "mrr rationale": 0.6, "mrr fused": 0.55, "candidate lists with an answer": 0.9}
+    facts |= {"positives": 10, "positives with an answer": 5, "negatives": 60, "negatives with an answer": 6}
+    lines.parent.mkdir(parents=True)
+    lines.with_name(f"{lines.name}.manifest.json").write_text(json.dumps(MADE | {"facts": facts}))
+    assert chain(seeded, tables)[0] == (
+        "nq, training questions: 90% have an answer in their candidates; MRR by retrieval score 0.400, by rationale "
+        "score 0.600, by fused score 0.550; an answer is in 50% of the positives and 10% of the negatives"
+    )

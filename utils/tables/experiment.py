@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -13,28 +14,64 @@ from utils.config import UsageError, read_yaml
 
 EXPERIMENTS = Path("experiments")
 WEIGHT = re.compile(r"w(0|1|0?\.\d+)")
-# The paper's ablation, as weights of the rationale score.
-FIXED_WEIGHTS = {"retrieval_only": 0.0, "rationale_only": 1.0}
+# Conditions without a fine-tuned reranker.
 LABELS = {
     "closed_book": "no retrieval",
     "retriever": "retriever's order",
     "oracle": "oracle: answers first",
     "base": "base reranker",
-    "retrieval_only": "fine-tuned on retrieval scores",
-    "rationale_only": "fine-tuned on rationale scores",
-    "radio": "RADIO: both, fused",
+}
+
+
+class Recipe(NamedTuple):
+    """How a condition's reranker is fine-tuned: flags over its task's profile."""
+
+    label: str
+    fuse: dict[str, Any]  # of score_cache_to_dataset.py
+    tune: Mapping[str, Any] = MappingProxyType({})  # of run_finetune.sh
+
+
+RECIPES = {
+    "retrieval_only": Recipe("fine-tuned on retrieval scores", {"reason_weight": 0}),
+    "rationale_only": Recipe("fine-tuned on rationale scores", {"reason_weight": 1}),
+    "answer_only": Recipe(
+        "fine-tuned on scores of the answer, no rationale", {"reason_weight": 1, "rationale": "none"}
+    ),
+    "radio": Recipe("RADIO: both, fused", {}),
+    "radio_clean": Recipe("RADIO, negatives without an answer", {"negatives_without_answer": True}),
+    "radio_distilled": Recipe(
+        "RADIO, fused scores distilled", {"distil_scale": 10.0}, {"knowledge_distillation": True}
+    ),
+    "supervised": Recipe("supervised: by answer matching", {"reason_weight": 0, "supervised": True}),
 }
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def recipe(condition: str) -> Recipe:
+    """Return how a fine-tuned condition is made: a name of `RECIPES` or a weight, and ``@`` a source of rationales.
+
+    >>> recipe("w0.25@none").fuse
+    {'reason_weight': 0.25, 'rationale': 'none'}
+    """
+    name, _, source = condition.partition("@")
+    found = RECIPES.get(name) or Recipe(f"fused, rationale weight {name[1:]}", {"reason_weight": float(name[1:])})
+    if not source:
+        return found
+    told = "no rationale" if source == "none" else f"rationales: {source}"
+    return found._replace(label=f"{found.label}; {told}", fuse=found.fuse | {"rationale": source})
+
+
 def label(condition: str) -> str:
     """Return a condition in words."""
-    return LABELS.get(condition) or f"fused, rationale weight {condition[1:]}"
+    return LABELS.get(condition) or recipe(condition).label
 
 
 def _known(condition: str) -> str:
-    if condition not in LABELS and not WEIGHT.fullmatch(condition):
-        raise ValueError(f"condition '{condition}' is none of {', '.join(LABELS)}, w0.25")
+    name, at, source = condition.partition("@")
+    fits = name in RECIPES or WEIGHT.fullmatch(name)
+    if condition not in LABELS and not (fits and (source or not at)):
+        known = ", ".join([*LABELS, *RECIPES])
+        raise ValueError(f"condition '{condition}' is none of {known}, w0.25; radio@none has other rationales")
     return condition
 
 
@@ -54,6 +91,7 @@ class Task(Strict):
 
     config: str
     reranker_task: str | None = Field(None, description="the task whose training questions made the reranker")
+    imported: dict[Name, list[str]] = Field({}, description="rationales that are imported: folder -> their files")
     flags: Flags = {}
 
 
@@ -78,6 +116,7 @@ class Experiment(Strict):
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     generators: Annotated[dict[Name, Flags], Field(min_length=1)]
     rerankers: Annotated[dict[Name, Flags], Field(min_length=1)]
+    seeds: list[int] = Field([], description="each reranker is fine-tuned with each; empty: with the profile's")
     tables: Annotated[dict[str, Table], Field(min_length=1)]
     paper_values: str | None = Field(None, description="file of `PaperValues` beside this one")
 

@@ -14,7 +14,7 @@ from utils.tables.plan import Plan
 from utils.tables.results import LEVEL, Cell, FilledTable
 
 CSV_COLUMNS = (
-    "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n",
+    "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n", "seeds", "spread",
     "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "paper_value", "run",
 )  # fmt: skip
 TEX = {
@@ -42,7 +42,7 @@ def markdown(table: FilledTable) -> str:
     lines = [f"**{title}**", "", _line([*table.label_names, *heads])]
     lines.append("|---" * (len(table.label_names) + len(heads)) + "|")
     lines += [_line([*row.labels, *map(_markdown_cell, row.cells)]) for row in table.rows]
-    return "\n".join([*lines, "", note(table)]) + "\n"
+    return "\n".join([*lines, "", note(table), *(f"\n{line}" for line in table.meanings)]) + "\n"
 
 
 def latex(table: FilledTable) -> str:
@@ -70,6 +70,7 @@ def csv_rows(table: FilledTable, plan: Plan) -> list[list[Any]]:
         [
             table.name, cell.run.task, cell.run.generator, cell.run.reranker, cell.condition, cell.metric,
             *((found.mean, found.low, found.high, found.n) if (found := cell.found) else [None] * 4),
+            len(cell.runs), cell.spread,
             *((table.baseline, gap.mean, gap.low, gap.high) if (gap := cell.difference) else [None] * 4),
             cell.p_raw, cell.p, cell.paper_value, plan.folder(cell.run),
         ]
@@ -92,6 +93,11 @@ def headings(table: FilledTable) -> tuple[str, list[str]]:
 def note(table: FilledTable) -> str:
     """Say below a table what its numbers are."""
     text = "Mean and 95 % bootstrap interval over questions."
+    if seeds := max((len(cell.runs) for cell in table.cells if cell.spread is not None), default=0):
+        text += (
+            f" Fine-tuned with {seeds} seeds: a question counts with the mean over them; ± is the standard deviation "
+            "of the seeds' means."
+        )
     if any(cell.p is not None for cell in table.cells):
         text += (
             f" * differs from {label(table.baseline)} with the same generator and reranker: paired permutation test, "
@@ -113,7 +119,8 @@ def shown(
         return nothing, ""
     low, high = cell.found.low, cell.found.high
     interval = "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
-    return number(cell.found.mean) + (star if cell.significant else ""), interval
+    spread = "" if cell.spread is None else f" ± {number(cell.spread)}"
+    return number(cell.found.mean) + (star if cell.significant else "") + spread, interval
 
 
 def _line(cells: list[str]) -> str:

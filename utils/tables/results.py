@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from utils.tables.experiment import PaperValue, Table, label, read_paper_values
 from utils.tables.plan import Plan, Run
 
 LEVEL = 0.05
+MEANT = ("mrr", "em")  # the metrics by which a table is put into words
 ANSWERS = "intermediate_data.json"
 MANIFEST = f"{ANSWERS}.manifest.json"
 RAG_SECTIONS = ("retrieval", "rag", "engine")
@@ -31,9 +33,12 @@ class FinishedRun(NamedTuple):
 
 @dataclass
 class Cell:
-    """A number of a table and its difference from the baseline's; None and "" where there is nothing to show."""
+    """A number of a table and its difference from the baseline's; None and "" where there is nothing to show.
 
-    run: Run
+    Over several seeds of the fine-tuning, each question counts with the mean of its seeds.
+    """
+
+    runs: list[Run]  # one per seed
     condition: str
     metric: str
     found: Interval | None = None
@@ -41,6 +46,12 @@ class Cell:
     p_raw: float | None = None
     p: float | None = None  # Holm-adjusted over the table
     paper_value: str = ""  # in percent, with its source
+    spread: float | None = None  # standard deviation of the seeds' means
+
+    @property
+    def run(self) -> Run:
+        """The run of the first seed."""
+        return self.runs[0]
 
     @property
     def significant(self) -> bool:
@@ -72,6 +83,24 @@ class FilledTable:
         """All cells, row by row."""
         return [cell for row in self.rows for cell in row.cells]
 
+    @property
+    def meanings(self) -> list[str]:
+        """What the table says of RADIO, a sentence for each tested cell of the first metric of `MEANT` that it has."""
+        tested = [cell for cell in self.cells if cell.condition == "radio" and cell.p is not None and cell.difference]
+        metric = next((name for name in MEANT if any(cell.metric == name for cell in tested)), None)
+        return [self._meaning(cell) for cell in tested if cell.metric == metric]
+
+    def _meaning(self, cell: Cell) -> str:
+        gap, p = cell.difference, cell.p
+        assert gap is not None
+        assert p is not None
+        told = f"{gap.mean:+.3f}" + ("" if gap.low is None else f" [{gap.low:+.3f}, {gap.high:+.3f}]")
+        tells = "no difference that this test can tell from chance"
+        if cell.significant:
+            tells = "RADIO is better" if gap.mean > 0 else "RADIO is worse"
+        place = f"{cell.run.task}, {cell.run.reranker}: RADIO against {label(self.baseline)}"
+        return f"{place}, {cell.metric} {told}, p = {p:.2g} (n = {gap.n}): {tells}."
+
 
 class Results:
     """The finished runs of a plan; ``seed`` is that of intervals and tests."""
@@ -92,6 +121,13 @@ class Results:
             metric = "em"
         scores = {row["id"]: row["output"]["metric_score"].get(metric) for row in rows}
         return {key: value for key, value in scores.items() if value is not None}
+
+    def seed_mean(self, runs: list[Run], metric: str) -> dict[str, float]:
+        """Return question id -> mean score over runs that differ by seed; empty unless all of them have it."""
+        every = [self.values(run, metric) for run in runs]
+        if any(found.keys() != every[0].keys() for found in every):
+            return {}
+        return {key: statistics.fmean(found[key] for found in every) for key in every[0]}
 
     def fill(self, name: str, table: Table) -> FilledTable:
         """Compute a table; cells of runs that were not made stay empty."""
@@ -140,16 +176,18 @@ class Results:
         return not made or any(self.values(run, metric) for run in made)
 
     def _cell(self, task: str, generator: str, reranker: str, condition: str, metric: str, baseline: str) -> Cell:
-        run, base = (self.plan.run(task, generator, reranker, name) for name in (condition, baseline))
-        cell, values = Cell(run, condition, metric), self.values(run, metric)
+        runs, base = (self.plan.replicates(task, generator, reranker, name) for name in (condition, baseline))
+        cell, values = Cell(runs, condition, metric), self.seed_mean(runs, metric)
         place = (task, generator, reranker, condition, metric)
         printed = [v for v in self.paper.values if (v.task, v.generator, v.reranker, v.condition, v.metric) == place]
         cell.paper_value = "; ".join(map(str, printed))
         if not values:
             return cell
         cell.found = bootstrap(list(values.values()), self.seed)
-        against = self.values(base, metric)
-        if run != base and against.keys() == values.keys():  # only scores of the same questions make pairs
+        if len(runs) > 1:
+            cell.spread = statistics.stdev(statistics.fmean(self.values(run, metric).values()) for run in runs)
+        against = self.seed_mean(base, metric)
+        if runs != base and against.keys() == values.keys():  # only scores of the same questions make pairs
             paired = [against[key] for key in values]
             cell.difference, cell.p_raw = paired_difference(list(values.values()), paired, self.seed)
         return cell
@@ -180,8 +218,8 @@ class Results:
     def _measured(self, value: PaperValue) -> float | None:
         """Return our own number in the value's unit; None if its runs are not made."""
         parts = str(value.task), str(value.generator), str(value.reranker)
-        runs = [self.plan.run(*parts, condition) for condition in (value.condition, value.relative_to) if condition]
-        scores = [self.values(run, value.metric).values() for run in runs]
+        conditions = [condition for condition in (value.condition, value.relative_to) if condition]
+        scores = [self.seed_mean(self.plan.replicates(*parts, name), value.metric).values() for name in conditions]
         if not all(scores):
             return None
         means = [sum(found) / len(found) for found in scores]

@@ -78,19 +78,13 @@ def chain(facts: Counter[str]) -> dict[str, float]:
     found: dict[str, float] = dict(facts)
     if not (lists := found.pop("candidate lists", 0)):
         return found
-    for name in (
-        "candidate lists with an answer",
-        *(f"{what} {score}" for score in SCORES for what in ("mrr", "first")),
-    ):
+    answered = "candidate lists with an answer"
+    for name in (answered, *(f"{what} {score}" for score in SCORES for what in ("mrr", "first"))):
         found[name] = facts[name] / lists
-    orders = (
-        f"{score} score {found[f'mrr {score}']:.3f} ({found[f'first {score}']:.1%} in first place)" for score in SCORES
-    )
-    print(
-        f"candidates: {found['candidate lists with an answer']:.1%} of the lists contain an answer; MRR by {', '.join(orders)}"
-    )
+    orders = (f"{score} {found[f'mrr {score}']:.3f} ({found[f'first {score}']:.1%} in first place)" for score in SCORES)
+    print(f"{found[answered]:.1%} of the candidate lists contain an answer; its MRR by score: {', '.join(orders)}")
     shares = [facts[f"{kind} with an answer"] / facts[kind] for kind in ("positives", "negatives")]
-    print(f"groups: {shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer")
+    print(f"{shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer")
     return found
 
 
@@ -210,7 +204,7 @@ def training_groups(
         raise UsageError(f"no training line could be made of the score caches: {dict(dropped)}")
 
 
-def count_answers(with_answer: list[bool], scores: dict[str, list[float]], facts: Counter[str]) -> None:
+def count_answers(with_answer: list[bool], scores: dict[str, list[float]], facts: dict[str, Any]) -> None:
     """Add one question's first passage with an answer, as each score ranks it, to the sums of `chain`."""
     facts["candidate lists"] += 1
     facts["candidate lists with an answer"] += any(with_answer)

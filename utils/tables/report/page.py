@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from jinja2 import Environment, StrictUndefined
 
-from utils.config import UsageError, dataset_dir, docs_path
+from utils.config import UsageError, dataset_dir, docs_path, rationale_dir
 from utils.method import descending, fuse
 from utils.retrieval.answers import has_answer
 from utils.store.files import write_file
@@ -109,10 +109,10 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
         if mine := [run for run in runs if run.task == task]:
             found.append({"kind": "test", "name": f"{task}: test", **answered_questions(results, mine, limit)})
     # One reranker per folder of training data: the first.
-    made_by = {dataset_dir(plan.training(run).settings): run for run in reversed(runs) if run.is_tuned}
-    for folder, run in made_by.items():
-        if (folder / "reason/score_cache.jsonl").exists():  # a reranker can outlive its training data
-            name = f"{folder.name}: training"
+    tuned = [run for run in reversed(runs) if run.is_tuned and plan.training(run).settings.rationale != "none"]
+    for folder, run in {rationale_dir(plan.training(run).settings): run for run in tuned}.items():
+        if (folder / "score_cache.jsonl").exists():  # a reranker can outlive its training data
+            name = f"{folder.parent.name}: training" + (f", {folder.name}" if folder.name != "reason" else "")
             found.append({"kind": "training", "name": name, **training_questions(plan, run, limit)})
     return found
 
@@ -159,16 +159,16 @@ def training_questions(plan: Plan, run: Run, limit: int) -> dict[str, Any]:
     settings = training.settings
     folder, stored = dataset_dir(settings), PassageTexts(passages_path(docs_path(settings)))
     retrieval = open_cache(folder / "retrieval/score_cache.jsonl", "retrieval")
-    scored = {row.id: row for row in read_rows(folder / "reason/score_cache.jsonl", Scored, limit=limit)}
+    scored = {row.id: row for row in read_rows(rationale_dir(settings) / "score_cache.jsonl", Scored, limit=limit)}
     roles = _roles(training.lines, {row.query for row in scored.values()})
     questions, texts = [], {}
-    for rationale in read_rows(folder / "reason/train_with_reason.jsonl", Rationale):
+    for rationale in read_rows(rationale_dir(settings) / "train_with_reason.jsonl", Rationale):
         if (row := scored.get(rationale.id)) is None:
             continue
         retrieved = parse_row(retrieval[row.id][1], Scored, str(folder))
         by_retrieval = dict(zip(retrieved.passage_ids, retrieved.scores, strict=True))
         scores = {"retrieval": [by_retrieval[pid] for pid in row.passage_ids], "rationale": row.scores}
-        scores["fused"] = fuse(row.scores, scores["retrieval"], run.weight).tolist()
+        scores["fused"] = fuse(row.scores, scores["retrieval"], settings.reason_weight).tolist()
         # explorer.js expects the ranks by retrieval, rationale and fused score, in this order.
         # The argsort of an order is each passage's place in it.
         ranks = [(descending(values).argsort() + 1).tolist() for values in scores.values()]

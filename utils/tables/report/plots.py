@@ -21,7 +21,8 @@ def plots(results: Results, tables: Sequence[FilledTable], views: Sequence[Mappi
     plan = results.plan
     generator, reranker = next(iter(plan.experiment.generators)), next(iter(plan.experiment.rerankers))
     for task in plan.experiment.tasks:
-        runs = [plan.run(task, generator, reranker, condition) for condition in ("retriever", "base", "radio")]
+        conditions = ("retriever", "base", "radio")
+        runs = [plan.replicates(task, generator, reranker, condition)[0] for condition in conditions]
         ranks = {plan.label(run): list(values.values()) for run in runs if (values := results.values(run, "mrr"))}
         found.append((f"Answer recall by rank, {task}", recall_by_rank(ranks)))
     return [{"caption": caption, "svg": svg} for caption, svg in found if svg]
