@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,8 +17,10 @@ from utils.config import (
     _within,
     load_config,
     phase_arguments,
+    rationale_dir,
     read_yaml,
     template_fault,
+    training_lines_path,
 )
 
 SCRIPTS = [
@@ -64,7 +67,9 @@ def test_the_papers_values():
     config = load_config()
     assert config["common"]["train_questions"] == 20000
     assert config["get_docs"]["docs_topk"] == 50
-    assert config["fusion"] == {"reason_weight": 0.5, "fusion_topk": 20, "sampling": "shift"}
+    beyond = {"supervised": False, "negatives_without_answer": False, "distil_scale": 0.0}
+    assert config["fusion"] == {"reason_weight": 0.5, "fusion_topk": 20, "sampling": "shift"} | beyond
+    assert config["common"]["rationale"] == "reason"
     finetune = config["finetune"]
     assert finetune["base_model"] == "BAAI/bge-reranker-base"
     assert finetune["query_max_len"] + finetune["passage_max_len"] == 512
@@ -297,3 +302,27 @@ def test_the_request_setting_is_a_mapping_in_the_yaml_and_on_the_command_line(tm
         with pytest.raises(SystemExit):
             phase_arguments("", ["rag"], ["--request", text])
         assert "is no JSON object such as" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- where rationales and their scores stand
+
+
+@pytest.mark.parametrize(("name", "folder"), [("reason", "reason"), ("large", "large"), ("none", "answer_only")])
+def test_each_source_of_rationales_has_a_folder_of_its_own(name, folder):
+    args = phase_arguments(None, ["fusion"], argv=["--rationale", name])
+    assert rationale_dir(args) == Path("dataset/nq") / folder
+    lines = f"dataset/nq/{folder}+retrieval/FinetuneDataset_for_flagembedding.jsonl"
+    assert training_lines_path(args) == Path(lines)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "answer_only", "../x", "a/b", ".."])
+def test_names_that_would_mix_sources_are_refused(name):
+    with pytest.raises(UsageError, match="give a folder's name"):
+        rationale_dir(phase_arguments(None, ["fusion"], argv=["--rationale", name]))
+
+
+def test_without_rationales_none_are_written():
+    from utils.llm.rationales import rationales_path
+
+    with pytest.raises(UsageError, match="name a folder for them"):
+        rationales_path(phase_arguments(None, ["rationale"], argv=["--rationale", "none"]))

@@ -62,6 +62,21 @@ def test_equal_to_one_encode_a_question(inputs, args):
         np.testing.assert_allclose(row["scores"], sorted(expected.values(), reverse=True), atol=1e-5)
 
 
+def test_without_rationales_question_and_answers_alone_are_scored(inputs, args):
+    """The published text up to the rationale, for every question."""
+    from utils.retrieval.encoder import TextEncoder
+
+    encoder, folder = TextEncoder(args.model_path, 64), inputs.folder
+    score_rationales(folder / "docs.jsonl", None, folder / "alone.jsonl", args)
+    found = {row["id"]: row for row in read_jsonl(folder / "alone.jsonl")}
+    assert len(found) == len(inputs.docs)
+    for doc in inputs.docs:
+        query = encoder.encode([f"{doc['question']}. {doc['golden_answers']}"])[0]
+        expected = [float(encoder.encode([inputs.texts[pid]])[0] @ query) for pid in found[doc["id"]]["passage_ids"]]
+        np.testing.assert_allclose(found[doc["id"]]["scores"], expected, atol=1e-5)
+    assert found != {row["id"]: row for row in score(inputs, args)}
+
+
 def test_each_passage_is_encoded_once(inputs, args, monkeypatch):
     from utils.retrieval.encoder import TextEncoder
 
