@@ -131,7 +131,8 @@ def test_get_docs_and_run_rag_search_it(own, corpus, run_script, tmp_path):
 def test_a_search_that_was_stopped_goes_on(own, corpus, run_script, tmp_path, monkeypatch):
     from utils.retrieval.retrievers import Bm25sRetriever
 
-    write_jsonl(tmp_path / "dataset/own/train.jsonl", questions(12))
+    unknown = {"id": "odd", "question": "???", "golden_answers": ["x"]}
+    write_jsonl(tmp_path / "dataset/own/train.jsonl", [*questions(12), unknown])
     words = ["dataset_generation.py", "--dataset", "own", "--phase", "get_docs", "--retrieval_batch_size", "4"]
     asked, search_rows = [], Bm25sRetriever.search_rows
 
@@ -144,5 +145,7 @@ def test_a_search_that_was_stopped_goes_on(own, corpus, run_script, tmp_path, mo
     monkeypatch.setattr(Bm25sRetriever, "search_rows", dies_at_the_third)
     assert run_script(*words, *flags_of(own, corpus), cwd=tmp_path).returncode != 0
     del asked[:]
-    assert run_script(*words, *flags_of(own, corpus), cwd=tmp_path, ALIVE="1").returncode == 0
-    assert len(asked) == 4
+    result = run_script(*words, *flags_of(own, corpus), cwd=tmp_path, ALIVE="1")
+    assert result.returncode == 0
+    assert len(asked) == 5
+    assert "1 questions share no word with the corpus: they got its first passages" in result.stdout

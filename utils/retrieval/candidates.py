@@ -76,6 +76,11 @@ def retrieve(
         left_out = sum((retriever.dropped or {}).values())
         short = sum(len(journal[question.id]["rows"]) < topk for question in questions)
         facts = {"passages": len(ids), f"questions with fewer than {topk}": short, "left out of the corpus": left_out}
+        if args.retrieval_method == "bm25":
+            unknown = sum(not any(journal[question.id]["scores"]) for question in questions)
+            facts["questions without a word of the corpus"] = unknown
+            if unknown:
+                print(f"{unknown} questions share no word with the corpus: they got its first passages")
         phase.finish(len(questions), dropped, beside=[passages_path(output)], facts=facts)
         journal.delete()
 
