@@ -17,9 +17,9 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $profile in
-  quickstart) data=dataset base=minilm-l3 accumulation=4 live=10 tables="main answers" ;;
-  smoke) data=dataset/smoke base=minilm-l3 accumulation=1 live=4 tables=main ;;
-  small) data=dataset/small base=minilm-l6 accumulation=4 live=0 tables="dense bm25" ;;
+  quickstart) data=dataset base_flags="3 --gradient_accumulation_steps 2 --warmup_steps 10" live=5 tables="main answers" ;;
+  smoke) data=dataset/smoke base_flags="4 --gradient_accumulation_steps 1" live=4 tables=main ;;
+  small) data=dataset/small base_flags="4 --gradient_accumulation_steps 4 --warmup_steps 25" live=0 tables=dense ;;
   *) echo "error: --profile $profile: quickstart, smoke and small run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
 esac
 config="--config profiles/$profile.yaml"
@@ -30,9 +30,9 @@ run() { echo "+ $*"; [ -n "$dry_run" ] || "$@"; }
 PYTHON=${PYTHON:-.venv/bin/python}
 if [ "$PYTHON" = .venv/bin/python ]; then
   [ -x "$PYTHON" ] || run "$(command -v python3.11 || command -v python3)" -m venv .venv
-  stamp=.venv/.installed wanted=$(cat requirements.txt requirements/common.txt requirements/quickstart.txt | cksum)
+  stamp=.venv/.installed wanted=$(cat requirements.txt requirements/{common,quickstart,lock}.txt | cksum)
   if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
-    run "$PYTHON" -m pip install --quiet -r requirements.txt
+    run "$PYTHON" -m pip install --quiet -c requirements/lock.txt -r requirements.txt
     run "$PYTHON" -m pip install --quiet --no-deps -r requirements/quickstart.txt
     [ -n "$dry_run" ] || echo "$wanted" >$stamp
   fi
@@ -52,9 +52,9 @@ run "$python" -m quickstart.build_data --profile "$profile" --data_dir "$data" -
 run "$python" build_index.py $config
 
 # 4. Base reranker: MiniLM with a fresh head on BoolQ, in bge-reranker-base's place.
-run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/$base \
+run sh run_finetune.sh $config --dataset quickstart_base --base_model indexes/models/minilm-l6 \
   --train_data "$data/quickstart_base/FinetuneDataset_for_flagembedding.jsonl" --output_dir "${checkpoints}_base" \
-  --num_train_epochs 1 --learning_rate 1e-4 --warmup_steps 25 --train_group_size 4 --gradient_accumulation_steps $accumulation
+  --num_train_epochs 1 --learning_rate 1e-4 --train_group_size $base_flags
 
 [ -z "$only_data" ] || exit 0
 

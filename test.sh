@@ -15,7 +15,7 @@ bash reproduce.sh --only_install
 python=.venv/bin/python
 stamp=.venv/.installed-dev wanted=$(cat requirements.txt requirements/*.txt | cksum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
-  $python -m pip install --quiet -r requirements/dev.txt
+  $python -m pip install --quiet -c requirements/lock.txt -r requirements/dev.txt
   echo "$wanted" >$stamp
 fi
 $python -m ruff check .

