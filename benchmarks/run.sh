@@ -17,7 +17,7 @@ if [ "$*" = "--device cuda" ]; then
   measure generate --device cuda --prompts 512
   exit
 fi
-for name in machine startup fusion rationales growth; do measure $name; done
+for name in machine startup fusion rationales growth bm25; do measure $name; done
 measure search --vectors 500000 --limit 450
 measure index --repeats 1
 for name in scoring rerank finetune generate; do measure $name --repeats 2; done
