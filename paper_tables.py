@@ -9,8 +9,8 @@ reads   experiments/PROFILE.yaml   tasks, generators, rerankers, conditions, and
         output/.../intermediate_data.json of every run, as run_rag.py leaves it
 writes  SAVE_DIR/tables/TABLE.{md,tex,csv} and all.md; the CSV has n, interval, difference and p of every cell
 
-The last lines follow the answers from link to link of the method, on training and on test questions: they show
-where your own data lose.
+The last lines, also in chain.md, follow the answers from link to link of the method, on training and on test
+questions: they show where your own data lose.
 
 With --run the commands run one after the other in this process's Python; each resumes where it was and
 ends at once if it is finished. Without it they are printed, for a job queue.
@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from utils.config import UsageError, run_main, script_parser
+from utils.store.files import write_file
 from utils.tables.chain import chain
 from utils.tables.experiment import EXPERIMENTS, Experiment, read_experiment
 from utils.tables.formats import write_tables
@@ -59,7 +60,9 @@ def main() -> int:
             print(f"# {table.name}: no run of {task} has '{metric}'")
     folder = plan.folder(runs[0]).parent / "tables"
     print(write_tables(filled, plan, folder))
-    print("\n".join(chain(results, tables.values())))
+    links = "\n".join(chain(results, tables.values()))
+    print(links)
+    write_file(folder / "chain.md", "".join(f"- {line}\n" for line in links.splitlines()))
     print(f"{folder}: {', '.join(tables)} as .md, .tex and .csv")
     if not args.check:
         return 0

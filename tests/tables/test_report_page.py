@@ -32,6 +32,7 @@ def fields(text):
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
         "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],
+        "chain": [text],
         "phases": [dict.fromkeys(PHASE, text)],
     }
 

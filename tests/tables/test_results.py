@@ -385,7 +385,7 @@ def test_a_cell_without_one_of_its_seeds_is_empty_and_its_commands_are_listed(se
 def test_a_table_ends_with_what_it_means(results):
     main = results.plan.experiment.tables["main"]
     [first, second] = results.fill("main", main).meanings
-    assert first.startswith("nq, r: RADIO against base reranker, em +0.800 [")
+    assert first.startswith("nq, g, r: RADIO against base reranker, em +0.800 [")
     assert first.endswith("(n = 10): RADIO is better.")
     assert second.endswith("no difference that this test can tell from chance.")
     assert first in markdown(results.fill("main", main))
@@ -396,14 +396,16 @@ def test_the_chain_follows_the_answers_through_training_and_test(seeded):
     tables = seeded.plan.experiment.tables.values()
     [only] = chain(seeded, tables)
     assert only == (
-        "nq, test questions: 75% have an answer in their candidates; "
+        "nq, r, test questions: 75% have an answer in their candidates; "
         "MRR: retriever 0.500, base reranker 0.500, RADIO 0.750"
     )
     facts = {"mrr retrieval": 0.4, "mrr rationale": 0.6, "mrr fused": 0.55, "candidate lists with an answer": 0.9}
+    facts |= {"first retrieval": 0.2, "first rationale": 0.5, "first fused": 0.4}
     facts |= {"positives": 10, "positives with an answer": 5, "negatives": 60, "negatives with an answer": 6}
     lines.parent.mkdir(parents=True)
     lines.with_name(f"{lines.name}.manifest.json").write_text(json.dumps(MADE | {"facts": facts}))
     assert chain(seeded, tables)[0] == (
-        "nq, training questions: 90% have an answer in their candidates; MRR by retrieval score 0.400, by rationale "
-        "score 0.600, by fused score 0.550; an answer is in 50% of the positives and 10% of the negatives"
+        "dataset/nq, training questions: 90% have an answer in their candidates; MRR by retrieval score 0.400 (20% in "
+        "first place), by rationale score 0.600 (50% in first place), by fused score 0.550 (40% in first place); an "
+        "answer is in 50% of the positives and 10% of the negatives"
     )

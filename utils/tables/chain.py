@@ -40,12 +40,15 @@ def training_links(results: Results, radio: Run) -> Iterator[str]:
     facts: dict[str, Any] = made["facts"]
     if "mrr fused" not in facts:
         return
-    orders = ", ".join(f"by {name} score {facts[f'mrr {name}']:.3f}" for name in ("retrieval", "rationale", "fused"))
+    orders = ", ".join(
+        f"by {name} score {facts[f'mrr {name}']:.3f} ({facts[f'first {name}']:.0%} in first place)"
+        for name in ("retrieval", "rationale", "fused")
+    )
     shares = [
         f"{facts[f'{kind} with an answer'] / facts[kind]:.0%} of the {kind}" for kind in ("positives", "negatives")
     ]
     yield (
-        f"{lines.parent.parent.name}, training questions: {facts['candidate lists with an answer']:.0%} have an answer "
+        f"{lines.parent.parent}, training questions: {facts['candidate lists with an answer']:.0%} have an answer "
         f"in their candidates; MRR {orders}; an answer is in {shares[0]} and {shares[1]}"
     )
 
@@ -58,4 +61,5 @@ def test_links(results: Results, retriever: Run, base: Run, radio: list[Run]) ->
         return
     answered = fmean(value > 0 for value in found["retriever"].values())
     means = ", ".join(f"{name} {fmean(values.values()):.3f}" for name, values in found.items())
-    yield f"{retriever.task}, test questions: {answered:.0%} have an answer in their candidates; MRR: {means}"
+    place = f"{retriever.task}, {base.reranker}"
+    yield f"{place}, test questions: {answered:.0%} have an answer in their candidates; MRR: {means}"

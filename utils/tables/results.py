@@ -98,8 +98,8 @@ class FilledTable:
         tells = "no difference that this test can tell from chance"
         if cell.significant:
             tells = "RADIO is better" if gap.mean > 0 else "RADIO is worse"
-        place = f"{cell.run.task}, {cell.run.reranker}: RADIO against {label(self.baseline)}"
-        return f"{place}, {cell.metric} {told}, p = {p:.2g} (n = {gap.n}): {tells}."
+        place = f"{cell.run.task}, {cell.run.generator}, {cell.run.reranker}: RADIO against {label(self.baseline)}"
+        return f"{place}, {cell.metric} {told}, p = {p:.2g} after Holm (n = {gap.n}): {tells}."
 
 
 class Results:

@@ -19,6 +19,7 @@ from utils.store.files import write_file
 from utils.store.jsonlines import PassageTexts, parse_row, passages_path, read_jsonl, read_rows
 from utils.store.manifest import UNFINISHED, manifest_path, read_manifest
 from utils.store.rows import Candidates, Rationale, Scored, TrainingGroup
+from utils.tables.chain import chain
 from utils.tables.experiment import EXPERIMENTS, label, read_experiment
 from utils.tables.formats import headings, note, shown
 from utils.tables.plan import Plan, Run
@@ -40,6 +41,7 @@ def write_report(profile: str, questions: int, output: Path | None, seed: int) -
         "title": f"RADIO: {experiment.title}",
         "subtitle": f"{len(runs)} runs, seed {seed}. python paper_tables.py --profile {profile} --run",
         "tables": tables,
+        "chain": chain(results, experiment.tables.values()),
         "plots": plots(results, tables, explored),
         "explored": f"The first {questions} questions of each kind. Training questions have rationales.",
         **phases(plan, runs),
