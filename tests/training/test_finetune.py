@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, SUBJECTS, write_jsonl
 
-from utils.config import load_config
+from utils.config import UsageError, load_config
 
 
 def groups(count, negatives=6):
@@ -62,6 +63,12 @@ def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
     manifest = json.loads((tmp_path / "checkpoints/new.manifest.json").read_text())
     assert manifest["rows"] == 9
     assert manifest["settings"]["query_max_len"] + manifest["settings"]["passage_max_len"] == 512
+    assert [row["loss"] for row in manifest["facts"]["losses"]] == pytest.approx(losses(result), rel=1e-3)
+    assert [row["step"] for row in manifest["facts"]["losses"]] == [1, 2, 3, 4]
+    assert (
+        f"groups of 7 passages; {manifest['facts']['pairs per second']:.0f} pairs/s" in result.stdout.splitlines()[-1]
+    )
+    assert not list(folder.glob(".*"))
 
     from FlagEmbedding import FlagReranker
     from flashrag.retriever.reranker import CrossReranker
@@ -85,12 +92,62 @@ def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
     assert not (folder / ".made_with").exists()
 
 
+def test_a_loss_that_stays_at_guessing_is_told():
+    from utils.training.finetune import in_words
+
+    def said(last, **changes):
+        args = SimpleNamespace(**{"train_group_size": 7, "knowledge_distillation": False} | changes)
+        return in_words({"losses": [{"loss": 1.95}, {"loss": last}], "pairs per second": 12.3}, args)
+
+    assert said(1.2) == "loss 1.950 at first, 1.200 at last; groups of 7 passages; 12 pairs/s"
+    assert "Guessing has a loss of ln(7) = 1.946: the groups have taught nothing" in said(1.94)
+    assert "Guessing" not in said(1.94, knowledge_distillation=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("wandbb", "none of none, tensorboard, wandb, trackio"), ("trackio", "run: pip install trackio")],
+)
+def test_a_tracker_that_is_not_there_is_told_before_any_work(name, told):
+    from utils.training.finetune import check_tracker
+
+    check_tracker("none")
+    with pytest.raises(UsageError, match=told):
+        check_tracker(name)
+
+
+def distilled(**scores):
+    return [row | scores for row in groups(8)]
+
+
+def test_distillation_needs_a_score_for_each_passage(finetune):
+    for rows in (groups(8), distilled(pos_scores=[1.0], neg_scores=[0.5])):
+        result = finetune("--knowledge_distillation", "True", rows=rows, checks=True)
+        assert result.returncode == 2
+        assert (
+            "_scores' must have a score per passage; run score_cache_to_dataset.py with --distil_scale" in result.stderr
+        )
+
+
+@pytest.mark.slow
+def test_distillation_adds_the_loss_against_the_softmax_of_the_scores(finetune):
+    """All on the positive, it is the plain loss once more; all alike, at least that of guessing (Jensen)."""
+    found = {}
+    for name, positive in (("sure", 100.0), ("alike", 0.0)):
+        rows = distilled(pos_scores=[positive], neg_scores=[0.0] * 6)
+        flags = ["--knowledge_distillation", "True", "--output_dir", f"checkpoints/{name}", "--num_train_epochs", "1"]
+        result = finetune(*flags, rows=rows)
+        assert result.returncode == 0, result.stderr[-3000:]
+        found[name] = losses(result)[0]
+    plain = losses(finetune("--num_train_epochs", "1", rows=groups(8)))[0]
+    assert found["sure"] == pytest.approx(2 * plain, abs=0.01)
+    assert found["alike"] > plain + np.log(7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_a_decoder_and_an_encoder_become_rerankers(finetune, tmp_path, tiny_decoders, tiny_encoder, kind):
     """The decoder's tokenizer has no pad token: its end token pads in training, and then in scoring."""
-    from types import SimpleNamespace
-
     from utils.rag.rerankers import LengthSortedReranker
 
     base = tiny_decoders["Llama"] if kind == "decoder" else tiny_encoder

@@ -34,7 +34,9 @@ def chain(results: Results, tables: Iterable[Table]) -> list[str]:
 
 def training_links(results: Results, radio: Run) -> Iterator[str]:
     """Yield what the manifest of RADIO's training file tells, if the candidates have gold answers."""
-    lines = results.plan.training(radio).lines
+    lines, settings = results.plan.training(radio).lines, results.plan.training(radio).settings
+    if settings.answer_type == "letter":  # nearly every passage contains a letter
+        return
     if not manifest_path(lines).exists() or UNFINISHED in (made := read_manifest(manifest_path(lines))):
         return
     facts: dict[str, Any] = made["facts"]

@@ -8,6 +8,7 @@
 reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
 writes  --output_dir, a Hugging Face folder, once training has ended well; until then
         OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
+        OUTPUT_DIR.manifest.json, which also has the losses and the pairs per second
 
 The training file, the settings and the base model are checked before the training starts. A question-passage pair has
 at most --query_max_len + --passage_max_len tokens: FlagEmbedding accepts --max_len and ignores it. Several nodes use
@@ -17,11 +18,15 @@ the same folders on a shared file system; the node of rank 0 writes.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from utils.config import UsageError, checkpoint_path, phase_arguments, run_main, settings_of, training_lines_path
 from utils.devices import (
@@ -43,6 +48,8 @@ from utils.store.rows import TrainingGroup
 MODULE = "utils.training.train_reranker"
 COMPLETE = "complete"  # this file in a checkpoint's folder says that the checkpoint is whole
 MADE_WITH = ".made_with"  # this file in an unfinished folder names inputs and settings; fingerprints skip dot files
+TRAINED = ".trained.json"  # this file holds losses and speed until they stand in the manifest
+TRACKERS = ("tensorboard", "wandb", "trackio")
 PARENT = "TRAINING_PID"  # environment variable: the process that training must not outlive
 # Passed on under FlagEmbedding's and transformers' own names.
 PASSED_ON = (
@@ -62,6 +69,7 @@ def main() -> int:
 def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
     """Check, train, and give the model its name; return the exit code."""
     starter = launcher(args)
+    check_tracker(args.report_to)
     settings = settings_of(args, *PASSED_ON, "precision", "nproc_per_node")
     if args.nnodes > 1:  # left out otherwise, so that manifests of earlier versions still match
         settings["nnodes"] = args.nnodes
@@ -90,9 +98,35 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
             put_in_place(unfinished, output, phase.manifest)
         for checkpoint in output.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        phase.finish(groups)
-        (output / MADE_WITH).unlink(missing_ok=True)
+        trained = output / TRAINED
+        facts = json.loads(trained.read_text()) if trained.exists() else {}
+        phase.finish(groups, facts=facts)
+        for path in (trained, output / MADE_WITH):
+            path.unlink(missing_ok=True)
+        if facts.get("losses"):
+            print(in_words(facts, args))
     return 0
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that is unknown or not installed, before any work."""
+    if name not in ("none", *TRACKERS):
+        raise UsageError(f"--report_to {name!r} is none of none, {', '.join(TRACKERS)}")
+    if name != "none" and find_spec(name) is None:
+        raise UsageError(f"--report_to {name}: it is not installed; run: pip install {name}")
+
+
+def in_words(facts: dict[str, Any], args: argparse.Namespace) -> str:
+    """Say what a training has done, and whether its loss is still that of guessing."""
+    first, last = (facts["losses"][i]["loss"] for i in (0, -1))
+    size, speed = args.train_group_size, facts["pairs per second"]
+    told = f"loss {first:.3f} at first, {last:.3f} at last; groups of {size} passages; {speed:.0f} pairs/s"
+    if not args.knowledge_distillation and last > 0.97 * math.log(size):
+        told += (
+            f". Guessing has a loss of ln({size}) = {math.log(size):.3f}: the groups have taught nothing. Try more of "
+        )
+        told += "them, more steps or a higher --learning_rate, and look at the positives"
+    return told
 
 
 def train(command: list[str], unfinished: Path) -> int:
@@ -216,7 +250,7 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         "save_total_limit": "2",
         "dataloader_drop_last": "True",  # a short last batch would crash or regroup in FlagEmbedding
         "knowledge_distillation": str(args.knowledge_distillation),
-        "report_to": "none",
+        "report_to": args.report_to,
         "use_cpu": str(on_cpu),
         "fp16": str(precision == "fp16"),
         "bf16": str(precision == "bf16"),

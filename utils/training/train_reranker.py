@@ -33,7 +33,11 @@ from FlagEmbedding.finetune.reranker.encoder_only.base.trainer import EncoderOnl
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainerCallback
 
 from utils.devices import pad_classifier
-from utils.training.finetune import COMPLETE, PARENT, checkpoint_to_resume
+from utils.store.files import write_file
+from utils.store.jsonlines import dump_line
+from utils.training.finetune import COMPLETE, PARENT, TRAINED, checkpoint_to_resume
+
+LOGGED = ("step", "epoch", "loss", "learning_rate")
 
 
 class EpochDataset(AbsRerankerTrainDataset):
@@ -48,10 +52,24 @@ class EpochDataset(AbsRerankerTrainDataset):
 
 
 class EpochCallback(TrainerCallback):
-    """Tell the dataset the epoch; accelerate does so only on one process."""
+    """Tell the dataset the epoch, which accelerate does only on one process; leave losses and speed in a file."""
 
     def __init__(self, dataset: EpochDataset) -> None:
         self._dataset = dataset
+        self._began = (0.0, 0)  # time and step, which is not 0 where training resumes
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note when, and at which step."""
+        self._began = time.monotonic(), state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write `TRAINED`, for the manifest."""
+        if state.is_world_process_zero:
+            seconds, steps = time.monotonic() - self._began[0], state.global_step - self._began[1]
+            groups = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            rows = [{key: row[key] for key in LOGGED} for row in state.log_history if "loss" in row]
+            about = {"losses": rows, "pairs per second": groups * self._dataset.args.train_group_size / seconds}
+            write_file(Path(args.output_dir) / TRAINED, dump_line(about))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Set the epoch before its first batch is read, also when training resumes in mid-epoch."""
