@@ -133,3 +133,19 @@ def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_pat
     (tmp_path / "data/train.jsonl.manifest.json").write_text("{")
     with pytest.raises(UsageError, match=r"train\.jsonl\.manifest\.json is damaged"):
         phases(plan, runs)
+
+
+def test_a_trainings_curves_come_from_its_manifest(tmp_path):
+    from utils.tables.report.plots import losses_of, training_curves
+
+    rows = [{"step": i, "epoch": i / 9, "loss": 2.0 / i, "learning_rate": 1e-4 / i} for i in (1, 2, 3)]
+    made = {"key": "k", "rows": 9, "command": "c", "settings": {}, "inputs": {}, "output_sha256": "x"}
+    (tmp_path / "nq_radio.manifest.json").write_text(json.dumps(made | {"facts": {"losses": rows}}))
+    (tmp_path / "older.manifest.json").write_text(json.dumps(made))
+    assert losses_of(tmp_path / "nq_radio") == rows
+    assert losses_of(tmp_path / "older") == losses_of(tmp_path / "from the hub") == []
+    drawn = training_curves({"nq_radio": rows, "older": []})
+    assert "nq_radio" in drawn
+    assert "learning rate" in drawn
+    assert "older" not in drawn
+    assert training_curves({"older": []}) is None

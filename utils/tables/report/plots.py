@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from utils.store.manifest import manifest_path, read_manifest
 from utils.tables.experiment import WEIGHT
 from utils.tables.results import FilledTable, Results
 
@@ -25,6 +27,9 @@ def plots(results: Results, tables: Sequence[FilledTable], views: Sequence[Mappi
         runs = [plan.replicates(task, generator, reranker, condition)[0] for condition in conditions]
         ranks = {plan.label(run): list(values.values()) for run in runs if (values := results.values(run, "mrr"))}
         found.append((f"Answer recall by rank, {task}", recall_by_rank(ranks)))
+    tuned = dict.fromkeys(cell.run for table in tables for cell in table.cells if cell.run.is_tuned and cell.found)
+    logs = {plan.training(run).checkpoint.name: losses_of(plan.training(run).checkpoint) for run in tuned}
+    found.append(("Fine-tuning: loss and learning rate", training_curves(logs)))
     return [{"caption": caption, "svg": svg} for caption, svg in found if svg]
 
 
@@ -69,6 +74,26 @@ def recall(reciprocal_ranks: Sequence[float]) -> list[float]:
     """
     ranks = [round(1 / value) for value in reciprocal_ranks if value]
     return [sum(rank <= k for rank in ranks) / len(reciprocal_ranks) for k in range(1, max(ranks, default=0) + 1)]
+
+
+def losses_of(checkpoint: Path) -> list[dict[str, float]]:
+    """Return step, loss and learning rate of a fine-tuning, from its manifest; none of one by an earlier version."""
+    path = manifest_path(checkpoint)
+    return read_manifest(path).get("facts", {}).get("losses", []) if path.exists() else []
+
+
+def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
+    """Draw loss and learning rate over the steps, from reranker -> its log."""
+    logs = {name: rows for name, rows in logs.items() if rows}
+    if not logs:
+        return None
+    figure, both = _figure(columns=2)
+    for axes, kind in zip(both, ("loss", "learning_rate"), strict=True):
+        for name, rows in logs.items():
+            axes.plot([row["step"] for row in rows], [row[kind] for row in rows], marker=".", label=name)
+        axes.set_xlabel("step")
+        axes.set_ylabel(kind.replace("_", " "))
+    return _svg(figure, *both)
 
 
 def score_distributions(questions: Sequence[Mapping[str, Any]]) -> str | None:
