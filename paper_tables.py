@@ -4,10 +4,12 @@
     python paper_tables.py --profile smoke --run              run them first
     python paper_tables.py --profile paper --tables main      of one table
     python paper_tables.py --profile paper --check            exit code 1 unless the paper's values are met
+    python paper_tables.py --profile paper --tables weights --split dev    choose a weight without the test questions
 
 reads   experiments/PROFILE.yaml   tasks, generators, rerankers, conditions, and the tables made of them
         output/.../intermediate_data.json of every run, as run_rag.py leaves it
-writes  SAVE_DIR/tables/TABLE.{md,tex,csv} and all.md; the CSV has n, interval, difference and p of every cell
+writes  SAVE_DIR/tables/TABLE.{md,tex,csv} and all.md (tables_dev for --split dev);
+        the CSV has n, interval, difference and p of every cell
 
 The last lines, also in chain.md, follow the answers from link to link of the method, on training and on test
 questions: they show where your own data lose.
@@ -43,10 +45,12 @@ def main() -> int:
     parser.add_argument("--prepared", action="store_true", help="leave out the experiment's prepare commands")
     parser.add_argument("--base_url", help="OpenAI-compatible server for the commands whose profile names none")
     parser.add_argument("--check", action="store_true", help="compare with the paper's values; exit code 1 on a miss")
+    parser.add_argument("--split", help="questions of all runs, as dev for choosing weights or epochs [the profiles']")
     parser.add_argument("--seed", type=int, default=42, help="seed of intervals and tests [42]")
     args = parser.parse_args()
 
     experiment = read_experiment(EXPERIMENTS / f"{args.profile}.yaml")
+    experiment.split = args.split or experiment.split
     tables, plan = experiment.chosen(args.tables), Plan(experiment)
     runs = plan.runs(tables.values())
     prepare = [] if args.prepared else [shlex.split(command) for command in experiment.prepare]
@@ -58,7 +62,7 @@ def main() -> int:
     for table in filled:
         for task, metric in table.dropped:
             print(f"# {table.name}: no run of {task} has '{metric}'")
-    folder = plan.folder(runs[0]).parent / "tables"
+    folder = plan.folder(runs[0]).parent / "_".join(filter(None, ["tables", experiment.split]))
     print(write_tables(filled, plan, folder))
     links = "\n".join(chain(results, tables.values()))
     print(links)

@@ -409,3 +409,14 @@ def test_the_chain_follows_the_answers_through_training_and_test(seeded):
         "first place), by rationale score 0.600 (50% in first place), by fused score 0.550 (40% in first place); an "
         "answer is in 50% of the positives and 10% of the negatives"
     )
+
+
+def test_another_split_has_runs_and_a_caption_of_its_own(seeded):
+    plan = Plan(seeded.plan.experiment.model_copy(update={"split": "dev"}))
+    run = plan.run("nq", "g", "r", "radio")
+    assert str(plan.folder(run)) == "output/nq.g.r.w0.5.dev"
+    words = plan.rag_command(run)
+    assert words[words.index("--split") + 1] == "dev"
+    assert words[words.index("--run_name") + 1] == "nq.g.r.w0.5.dev"
+    table = Results(plan, 42).fill("main", plan.experiment.tables["main"])
+    assert (table.caption, table.cells[0].found) == ("Seeds; dev questions", None)  # the test runs do not count

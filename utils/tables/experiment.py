@@ -116,6 +116,7 @@ class Experiment(Strict):
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     generators: Annotated[dict[Name, Flags], Field(min_length=1)]
     rerankers: Annotated[dict[Name, Flags], Field(min_length=1)]
+    split: Name | None = Field(None, description="the questions of all runs, such as dev; None: each profile's")
     seeds: list[int] = Field([], description="each reranker is fine-tuned with each; empty: with the profile's")
     tables: Annotated[dict[str, Table], Field(min_length=1)]
     paper_values: str | None = Field(None, description="file of `PaperValues` beside this one")

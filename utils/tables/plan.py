@@ -91,7 +91,7 @@ class Plan:
 
     def folder(self, run: Run) -> Path:
         """Return where ``run_rag.py`` leaves the run."""
-        return Path(self._configs[run.task]["common"]["save_dir"]) / run.name
+        return Path(self._configs[run.task]["common"]["save_dir"]) / self._run_name(run)
 
     def training(self, run: Run) -> Training:
         """Return how the run's reranker is made; one with other flags or weight than the profile's has own names."""
@@ -139,7 +139,8 @@ class Plan:
     def rag_command(self, run: Run) -> Command:
         """Return the call of ``run_rag.py``."""
         task = self.experiment.tasks[run.task]
-        flags: dict[str, Any] = {"run_name": run.name, **self.experiment.generators[run.generator], **task.flags}
+        flags: dict[str, Any] = {"run_name": self._run_name(run), **self.experiment.generators[run.generator]}
+        flags |= task.flags | ({"split": self.experiment.split} if self.experiment.split else {})
         if not run.reranker:
             flags |= UNRANKED[run.condition]
         elif run.is_tuned:
@@ -172,6 +173,9 @@ class Plan:
             _command("score_cache_to_dataset.py", profile, training.fuse),
             _command("run_finetune.sh", profile, training.tune),
         ]
+
+    def _run_name(self, run: Run) -> str:
+        return ".".join(filter(None, [run.name, self.experiment.split]))
 
     def _address(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"base_url": self.base_url} if self.base_url and not settings["base_url"] else {}

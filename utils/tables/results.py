@@ -141,7 +141,9 @@ class Results:
             cells = [self._cell(*place, table.baseline) for place in places]
             rows.append(TableRow((*(names[part] for part in shown), label(condition)), cells))
         dropped = [column for column in asked if column not in columns]
-        filled = FilledTable(name, table.caption, table.baseline, (*shown, "condition"), columns, dropped, rows)
+        split = self.plan.experiment.split
+        caption = f"{table.caption}; {split} questions" if split else table.caption
+        filled = FilledTable(name, caption, table.baseline, (*shown, "condition"), columns, dropped, rows)
         tested = [(cell, cell.p_raw) for cell in filled.cells if cell.p_raw is not None]
         for (cell, _), adjusted in zip(tested, holm([p for _, p in tested]), strict=True):
             cell.p = adjusted
