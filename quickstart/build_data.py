@@ -54,7 +54,7 @@ class Sizes(NamedTuple):
 SIZES = {
     # Every question with an answer in BM25's top 50, which is as deep as training retrieves.
     "small": Sizes(train=587, test=636, depth=50, base_groups=1200, whole_corpus=True),
-    "quickstart": Sizes(train=300, test=300, depth=5, base_groups=500),
+    "quickstart": Sizes(train=300, test=380, depth=5, base_groups=600),
     "smoke": Sizes(train=12, test=4, depth=5, base_groups=8, mmlu=2),
 }
 DATA_DIRS = {"quickstart": Path("dataset"), "smoke": Path("dataset/smoke"), "small": Path("dataset/small")}

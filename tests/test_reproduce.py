@@ -12,8 +12,8 @@ from conftest import ROOT, read_jsonl
 
 PHASES = [
     "quickstart.models", "mmlu_preprocess.py", "quickstart.build_data", "build_index.py",
-    "run_finetune.sh", "quickstart.server", "llm_generation.py", "--phase get_docs", "--method reason",
-    "--method retrieval", "score_cache_to_dataset.py", "paper_tables.py",
+    "run_finetune.sh", "quickstart.server", "llm_generation.py", "import_rationales.py", "--phase get_docs",
+    "--method reason", "--method retrieval", "score_cache_to_dataset.py", "paper_tables.py", "report.py",
 ]  # fmt: skip
 
 
@@ -64,12 +64,18 @@ def test_one_command_goes_from_questions_to_the_table(first, copy):
     for label in ("retriever's order |", "base reranker |", "RADIO: both, fused |"):
         assert f"| {label}" in table
     assert "(nq: n = 4, mmlu: n = 2)" in table
-    for column in ("nq recall@1", "nq recall@3", "nq mrr", "nq em", "nq f1", "nq contains", "mmlu em"):
+    for column in ("nq recall@1", "nq mrr", "nq em", "nq f1", "nq contains", "mmlu em"):
         assert column in table
     assert "| - |" not in table
-    rationales = read_jsonl(copy / "dataset/smoke/quickstart_nq/reason/train_with_reason.jsonl")
-    assert len(rationales) >= 6
-    assert all(len(row["reason"].split()) > 2 for row in rationales)
+    asked, imported = (
+        read_jsonl(copy / f"dataset/smoke/quickstart_nq/{source}/train_with_reason.jsonl")
+        for source in ("smollm2", "reason")
+    )
+    assert len(asked) >= 2
+    assert len(imported) == 12
+    assert all(len(row["reason"].split()) > 2 for row in [*asked, *imported])
+    assert "quickstart_nq, training questions: " in first.stdout
+    assert (copy / "output/smoke/report.html").exists()
     groups = read_jsonl(copy / "dataset/smoke/quickstart_nq/reason+retrieval/FinetuneDataset_for_flagembedding.jsonl")
     assert all(len(row["pos"]) == 1 and len(row["neg"]) == 6 for row in groups)
     radio, base = (copy / f"checkpoints/smoke_{name}/model.safetensors" for name in ("radio", "base"))
