@@ -1,5 +1,6 @@
 import doctest
 import os
+import signal
 import unicodedata
 
 import pandas
@@ -250,3 +251,21 @@ def test_passages_are_searched_by_other_processes_whose_errors_are_raised(capfd)
     with pytest.raises(ZeroDivisionError):
         apply_rows(pandas.Series([1, 0, 2]), lambda row: 1 // row)
     assert capfd.readouterr().out == ""
+
+
+def _sigterm_is_default(_):
+    return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_sigterm_handler_does_not_reach_the_workers_and_comes_back():
+    """With one, such as Ray's, a worker can miss the pool's SIGTERM while it is forked, and hang."""
+
+    def handler(*_):
+        raise AssertionError("never called")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        assert apply_rows(pandas.Series(range(4)), _sigterm_is_default).all()
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)

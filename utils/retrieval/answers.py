@@ -10,6 +10,9 @@ answer without tokens matches no passage here, every passage in DPR.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -91,7 +94,25 @@ def apply_rows(rows: Any, function: Callable[..., Any], **options: Any) -> Any:
 
     # Rows go through pipes: files in /dev/shm would outlive a kill, and containers have little room there.
     pandarallel.initialize(nb_workers=usable_cores(), use_memory_fs=False, verbose=1)
-    return rows.parallel_apply(function, **options)
+    with default_sigterm():
+        return rows.parallel_apply(function, **options)
+
+
+@contextlib.contextmanager
+def default_sigterm() -> Iterator[None]:
+    """Let SIGTERM end processes that are started here.
+
+    A pool ends its workers by SIGTERM and waits for them. A worker that has inherited a handler in Python, such as
+    Ray's, forgets a signal that comes while it is forked, and then both wait forever.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
 
 def answers_found(answers: Iterable[str], passages: Iterable[Passage]) -> set[str]:
