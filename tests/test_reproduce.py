@@ -22,7 +22,7 @@ def reproduce(folder, *flags):
     environment.pop("OPENAI_API_KEY", None)
     return subprocess.run(
         ["bash", "reproduce.sh", "--profile", "smoke", *flags],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=900,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=1400,
     )  # fmt: skip
 
 
