@@ -129,6 +129,29 @@ def test_distillation_needs_a_score_for_each_passage(finetune):
         )
 
 
+@pytest.mark.parametrize("size", [4, 7, 10])
+def test_scores_follow_the_passages_that_are_drawn(tmp_path, tokenizer, monkeypatch, size):
+    """Some of six negatives, all of them in another order, and some of them twice."""
+    from utils.training.train_reranker import AbsRerankerDataArguments, EpochDataset
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    row = {"query": "q", "pos": SUBJECTS[:2], "neg": SUBJECTS[2:8]}
+    score_of = {text: float(i) for i, text in enumerate(SUBJECTS[:8])}
+    scores = {f"{field}_scores": [score_of[text] for text in row[field]] for field in ("pos", "neg")}
+    path = write_jsonl(tmp_path / "lines.jsonl", [row | scores])
+    data = AbsRerankerDataArguments(
+        train_data=[str(path)], train_group_size=size, knowledge_distillation=True, cache_path=str(tmp_path / "cache")
+    )
+    dataset, seen = EpochDataset(args=data, tokenizer=tokenizer), set()
+    for dataset.epoch in range(20):
+        pairs, teacher = dataset[0]
+        passages = [tokenizer.decode(pair["input_ids"]).split("[SEP]")[1].strip() for pair in pairs]
+        assert len(passages) == size
+        assert teacher == [score_of[text] for text in passages]
+        seen.add(tuple(passages))
+    assert len(seen) > 10  # else the order would be that of the line, and nothing tested
+
+
 @pytest.mark.slow
 def test_distillation_adds_the_loss_against_the_softmax_of_the_scores(finetune):
     """All on the positive, it is the plain loss once more; all alike, at least that of guessing (Jensen)."""

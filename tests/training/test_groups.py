@@ -350,3 +350,17 @@ def test_the_chain_tells_where_the_answers_stand_by_each_score(with_answers, cap
     assert (facts["first retrieval"], facts["first rationale"], facts["candidate lists with an answer"]) == (0, 1, 1)
     said = "100.0% of the candidate lists contain an answer; its MRR by score: retrieval 0.333 (0.0% in first place)"
     assert said in capsys.readouterr().out
+
+
+def test_equal_scores_keep_their_own_order_in_the_chain(with_answers):
+    """Ranked by the fused order, equal retrieval scores would be credited with what the rationale knows."""
+    folder, (reason, retrieval), _ = with_answers
+    row = read_jsonl(reason)[0]
+    write_jsonl(reason, [row | {"scores": [float(i == 3) for i in range(30)]}])
+    write_jsonl(retrieval, [row | {"scores": [1.0] * 30}])
+    facts = fuse_files(folder, reason, retrieval)[1]["facts"]
+    assert (facts["mrr retrieval"], facts["mrr rationale"], facts["mrr fused"]) == pytest.approx((1 / 3, 1, 1))
+    write_jsonl(retrieval, [row])
+    write_jsonl(reason, [row | {"scores": [0.5] * 30, "passage_ids": row["passage_ids"][::-1]}])
+    facts = fuse_files(folder, reason, retrieval)[1]["facts"]
+    assert (facts["mrr retrieval"], facts["mrr rationale"], facts["mrr fused"]) == pytest.approx((1 / 3, 1 / 25, 1 / 3))

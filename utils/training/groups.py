@@ -100,7 +100,8 @@ class Ranked(NamedTuple):
     key: str
     query: str
     passages: list[str]
-    scores: dict[str, list[float]]  # `SCORES`, in the order of the passages
+    fused: list[float]
+    orders: dict[str, list[int]]  # by each of `SCORES`, places in `passages`, best first
 
 
 def fused_rankings(
@@ -129,10 +130,13 @@ def fused_rankings(
             continue
         facts["constant score lists"] += sum(constant)
         fused = fuse(ours, theirs, weight).tolist()
-        order, passages = descending(fused).tolist(), list(rationale)
-        by_name = zip(SCORES, (theirs, ours, fused), strict=True)
-        scores = {name: [values[i] for i in order] for name, values in by_name}
-        yield Ranked(key, query, [passages[i] for i in order], scores)
+        order, names = descending(fused).tolist(), list(rationale)
+        passages = [names[i] for i in order]
+        place = {passage: i for i, passage in enumerate(passages)}
+        # Equal scores keep their own cache's order; the fused one would credit the retriever with the rationale's.
+        by_score = zip(SCORES, (retrieved, rationale, passages), strict=True)
+        orders = {score: [place[passage] for passage in ranked] for score, ranked in by_score}
+        yield Ranked(key, query, passages, [fused[i] for i in order], orders)
 
 
 def _read_scores(raw: dict[str, Any], where: str, dropped: Counter[str]) -> tuple[str, dict[str, float]]:
@@ -166,7 +170,7 @@ def training_groups(
     the rankings hold texts in place of passage ids; ``candidates``, by question id, have the golden answers.
     """
     matching = args.supervised or args.negatives_without_answer
-    for key, query, passages, scores in rankings:
+    for key, query, passages, fused, orders in rankings:
         found = [passage if texts is None else texts[passage] for passage in passages]
         answers = candidates[key][1]["golden_answers"] if candidates and key in candidates else None
         if answers is None and matching:
@@ -175,9 +179,9 @@ def training_groups(
             )
         with_answer = [has_answer(answers, text) for text in found] if answers is not None else []
         if answers is not None:
-            count_answers(with_answer, scores, facts)
+            count_answers(with_answer, orders, facts)
         score_of: dict[str, float] = {}  # distinct texts, best first
-        for text, score in zip(found, scores["fused"], strict=True):
+        for text, score in zip(found, fused, strict=True):
             score_of.setdefault(text, score)
         dropped["repeated passages"] += len(found) - len(score_of)
         kept = list(score_of)
@@ -204,11 +208,11 @@ def training_groups(
         raise UsageError(f"no training line could be made of the score caches: {dict(dropped)}")
 
 
-def count_answers(with_answer: list[bool], scores: dict[str, list[float]], facts: dict[str, Any]) -> None:
+def count_answers(with_answer: list[bool], orders: dict[str, list[int]], facts: dict[str, Any]) -> None:
     """Add one question's first passage with an answer, as each score ranks it, to the sums of `chain`."""
     facts["candidate lists"] += 1
     facts["candidate lists with an answer"] += any(with_answer)
-    for name, values in scores.items():
-        ranked = [with_answer[i] for i in descending(values)]
+    for name, order in orders.items():
+        ranked = [with_answer[i] for i in order]
         facts[f"first {name}"] += ranked[0]
         facts[f"mrr {name}"] += 1 / (ranked.index(True) + 1) if True in ranked else 0
