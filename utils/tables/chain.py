@@ -10,6 +10,7 @@ from utils.store.manifest import UNFINISHED, manifest_path, read_manifest
 from utils.tables.experiment import Table
 from utils.tables.plan import Run
 from utils.tables.results import Results
+from utils.training.groups import SCORES
 
 MRR = "mrr"
 
@@ -43,8 +44,7 @@ def training_links(results: Results, radio: Run) -> Iterator[str]:
     if "mrr fused" not in facts:
         return
     orders = ", ".join(
-        f"by {name} score {facts[f'mrr {name}']:.3f} ({facts[f'first {name}']:.0%} in first place)"
-        for name in ("retrieval", "rationale", "fused")
+        f"by {name} score {facts[f'mrr {name}']:.3f} ({facts[f'first {name}']:.0%} in first place)" for name in SCORES
     )
     shares = [
         f"{facts[f'{kind} with an answer'] / facts[kind]:.0%} of the {kind}" for kind in ("positives", "negatives")

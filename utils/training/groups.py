@@ -70,10 +70,10 @@ def write_training_file(
     facts: Counter[str] = Counter()
     rankings = tqdm(fused_rankings(reason, retrieval, weight, dropped, facts), "fuse", len(reason), unit="question")
     rows = write_lines(output, training_groups(rankings, args, texts, candidates, dropped, facts))
-    phase.finish(rows, dropped, facts=chain(facts))
+    phase.finish(rows, dropped, facts=tell_answers(facts))
 
 
-def chain(facts: Counter[str]) -> dict[str, float]:
+def tell_answers(facts: Counter[str]) -> dict[str, float]:
     """Print how far up the answers stand, link by link, and return the facts with means in place of sums."""
     found: dict[str, float] = dict(facts)
     if not (lists := found.pop("candidate lists", 0)):
@@ -177,16 +177,17 @@ def training_groups(
             raise UsageError(
                 f"--supervised and --negatives_without_answer need the candidates file's answers of {key!r}"
             )
-        with_answer = [has_answer(answers, text) for text in found] if answers is not None else []
+        answered: dict[str, bool] = {}
         if answers is not None:
+            with_answer = [has_answer(answers, text) for text in found]
             count_answers(with_answer, orders, facts)
+            answered = dict(zip(found, with_answer, strict=True))
         score_of: dict[str, float] = {}  # distinct texts, best first
         for text, score in zip(found, fused, strict=True):
             score_of.setdefault(text, score)
         dropped["repeated passages"] += len(found) - len(score_of)
         kept = list(score_of)
         if matching:
-            answered = dict(zip(found, with_answer, strict=True))
             kept = answers_apart(kept, [answered[text] for text in kept], args.supervised)
             dropped["questions without an answer in their passages"] += not kept
         kept = kept[: args.fusion_topk]
@@ -197,7 +198,7 @@ def training_groups(
             for kind, part in (("positives", positives), ("negatives", negatives)):
                 facts[kind] += len(part)
                 if answers is not None:
-                    facts[f"{kind} with an answer"] += sum(has_answer(answers, text) for text in part)
+                    facts[f"{kind} with an answer"] += sum(answered[text] for text in part)
             group = TrainingGroup(query=query, pos=positives, neg=negatives)
             if args.distil_scale:
                 group.pos_scores, group.neg_scores = (
@@ -209,7 +210,7 @@ def training_groups(
 
 
 def count_answers(with_answer: list[bool], orders: dict[str, list[int]], facts: dict[str, Any]) -> None:
-    """Add one question's first passage with an answer, as each score ranks it, to the sums of `chain`."""
+    """Add one question's first passage with an answer, as each score ranks it, to the sums of `tell_answers`."""
     facts["candidate lists"] += 1
     facts["candidate lists with an answer"] += any(with_answer)
     for name, order in orders.items():
