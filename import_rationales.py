@@ -6,7 +6,8 @@
 reads   --source FILE...: JSON lines, a JSON array, or Parquet with the fields question, golden_answers
         and reason, which the published scripts write (the authors' dataset on the hub is Jia-py/RADIO)
         DATA_DIR/DATASET/train.jsonl
-writes  DATA_DIR/DATASET/reason/train_with_reason.jsonl, the file that llm_generation.py would write
+writes  DATA_DIR/DATASET/reason/train_with_reason.jsonl, the file that llm_generation.py would write,
+        and README.md beside it, their card for the Hugging Face hub
 
 Rows are matched to questions by text, whatever their case and blanks. What did not match is counted; if
 nothing did, that is an error.

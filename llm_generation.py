@@ -6,6 +6,7 @@
 
 reads   DATA_DIR/DATASET/train.jsonl                       {id, question, golden_answers}
 writes  DATA_DIR/DATASET/reason/train_with_reason.jsonl    the same rows with "reason"
+        DATA_DIR/DATASET/reason/README.md                  their card for the Hugging Face hub
         DATA_DIR/DATASET/reason/requests.journal.jsonl     every answer as it arrived
         DATA_DIR/DATASET/reason/failures.jsonl             questions without a usable answer, and why
 

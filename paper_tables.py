@@ -10,6 +10,7 @@ reads   experiments/PROFILE.yaml   tasks, generators, rerankers, conditions, and
         output/.../intermediate_data.json of every run, as run_rag.py leaves it
 writes  SAVE_DIR/tables/TABLE.{md,tex,csv} and all.md (tables_dev for --split dev);
         the CSV has n, interval, difference and p of every cell
+        README.md of the fine-tuned rerankers, their model cards, with the numbers
 
 The last lines, also in chain.md, follow the answers from link to link of the method, on training and on test
 questions: they show where your own data lose.
@@ -31,7 +32,7 @@ from utils.config import UsageError, run_main, script_parser
 from utils.store.files import write_file
 from utils.tables.chain import chain
 from utils.tables.experiment import EXPERIMENTS, Experiment, read_experiment
-from utils.tables.formats import write_tables
+from utils.tables.formats import write_cards, write_tables
 from utils.tables.plan import Plan, Run
 from utils.tables.results import Results
 
@@ -64,6 +65,7 @@ def main() -> int:
             print(f"# {table.name}: no run of {task} has '{metric}'")
     folder = plan.folder(runs[0]).parent / "_".join(filter(None, ["tables", experiment.split]))
     print(write_tables(filled, plan, folder))
+    write_cards(filled, results)
     links = "\n".join(chain(results, tables.values()))
     print(links)
     write_file(folder / "chain.md", "".join(f"- {line}\n" for line in links.splitlines()))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +19,10 @@ import paper_tables as script
 from utils.classes import outcome_settings
 from utils.config import phase_arguments, run_main
 from utils.rag.metrics import bootstrap, holm, paired_difference
+from utils.store.manifest import Phase
 from utils.tables.chain import chain
 from utils.tables.experiment import Experiment, PaperValues, read_model
-from utils.tables.formats import CSV_COLUMNS, csv_rows, latex, markdown
+from utils.tables.formats import CSV_COLUMNS, csv_rows, latex, markdown, write_cards
 from utils.tables.plan import Plan
 from utils.tables.results import MANIFEST, RAG_SECTIONS, Results
 
@@ -380,6 +382,25 @@ def test_a_cell_without_one_of_its_seeds_is_empty_and_its_commands_are_listed(se
     assert "4 of 5 runs are finished" in said
     assert "run_finetune.sh --config nq.yaml --output_dir checkpoints/nq_radio_w0.5_s44 --seed 44" in said
     assert "_s43" not in said
+
+
+def test_each_seeds_reranker_gets_a_card_with_its_own_numbers(seeded, tmp_path):
+    plan = seeded.plan
+    runs = [run for run in plan.runs(plan.experiment.tables.values()) if run.is_tuned]
+    filled = [seeded.fill(*named) for named in plan.experiment.tables.items()]
+    (tmp_path / "lines.jsonl").write_text("{}")
+    for run in runs:
+        folder = plan.training(run).checkpoint
+        folder.mkdir(parents=True)
+        lengths = {"query_max_len": 8, "passage_max_len": 8, "train_group_size": 4}
+        Phase(folder, ["lines.jsonl", "hub/base"], lengths, folder=True).finish(1)
+    write_cards(filled, seeded)
+    for run in runs:
+        card = ModelCard.load(plan.training(run).checkpoint / "README.md")
+        assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [
+            ("mrr", pytest.approx(np.mean(SEEDED[run.name]), abs=1e-4))
+        ]
+    assert len(runs) == 3
 
 
 def test_a_table_ends_with_what_it_means(results):

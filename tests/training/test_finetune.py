@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, SUBJECTS, write_jsonl
+from huggingface_hub import ModelCard
 
 from utils.config import UsageError, load_config
 
@@ -53,7 +55,7 @@ def losses(result):
 
 
 @pytest.mark.slow
-def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
+def test_training_ends_in_a_folder_that_every_library_reads_as_its_card_says(finetune, tmp_path, monkeypatch):
     result = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3", rows=groups(9), shell=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "this processor cannot train in fp16; training in fp32" in result.stdout
@@ -70,21 +72,20 @@ def test_training_ends_in_a_folder_that_every_library_reads(finetune, tmp_path):
     )
     assert not list(folder.glob(".*"))
 
-    from FlagEmbedding import FlagReranker
-    from flashrag.retriever.reranker import CrossReranker
-    from sentence_transformers import CrossEncoder
-    from torch.nn import Identity
-
-    pairs = [(row["query"], text) for row in groups(4) for text in (*row["pos"], *row["neg"])]
-    config = {"rerank_model_name": "n", "rerank_model_path": str(folder), "rerank_topk": 1, "rerank_max_length": 512}
-    flashrag = CrossReranker(config | {"rerank_batch_size": 8, "device": "cpu"})
-    scores = [
-        FlagReranker(str(folder), use_fp16=False, devices="cpu").compute_score(pairs, max_length=512),
-        CrossEncoder(str(folder), device="cpu").predict(pairs, activation_fn=Identity()),
-        flashrag.get_rerank_scores([q for q, _ in pairs], [[p] for _, p in pairs], 8),
-    ]
-    np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
-    np.testing.assert_allclose(scores[2], scores[0], atol=1e-3)
+    card = (folder / "README.md").read_text()
+    assert ModelCard.load(folder / "README.md").data.pipeline_tag == "text-ranking"
+    monkeypatch.chdir(tmp_path)  # the card names the folder as the command did
+    for row in groups(4):
+        passages, scores = [*row["pos"], *row["neg"]], []
+        for block in re.findall(r"```python\n(.+?)```", card, re.DOTALL)[1:]:
+            names = {"question": row["query"], "passages": passages}
+            exec(block, names)
+            scores.append(names.get("scores"))
+        np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
+        np.testing.assert_allclose(scores[2], scores[0], atol=1e-3)
+        ranked = [passages.index(doc["contents"]) for doc in names["ranked"][0]]
+        np.testing.assert_allclose(names["ranked_scores"][0], [scores[0][i] for i in ranked], atol=1e-3)
+        assert ranked == np.argsort(scores[0])[::-1][:2].tolist()
 
     (folder / ".made_with").touch()  # as a kill just after the manifest leaves it
     again = finetune("--num_train_epochs", "2", "--learning_rate", "1e-3")

@@ -15,9 +15,10 @@ from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast, too_many
 from utils.llm.types import Prompt, Request, Server, answer_in, answer_of, chat, request
+from utils.store.cards import write_dataset_card
 from utils.store.journal import Journal
 from utils.store.jsonlines import parse_row, read_records, read_rows, write_lines
-from utils.store.manifest import Phase
+from utils.store.manifest import CARD, Phase
 from utils.store.rows import Answers, Question, Rationale, Text
 
 SAMPLING = ("model", "temperature", "top_p", "max_tokens", "stop", "seed")
@@ -55,7 +56,7 @@ def ask_rationales(args: argparse.Namespace) -> int:
     prompts = {name: text for name, text in args.prompts.items() if name.startswith("rationale_")}
     settings = settings_of(args, "train_questions", *SAMPLING, *(["request"] if args.request else [])) | prompts
     phase = Phase(output, [source], settings)
-    if phase.is_done(args.overwrite):
+    if _is_done(phase, args):
         return 0
     requests, server = [rationale_request(row, args) for row in questions], Server.of(args)
     budget = Budget.for_model(args.prices, args.model, args.max_cost)
@@ -84,6 +85,7 @@ def ask_rationales(args: argparse.Namespace) -> int:
         count = write_lines(output, (Rationale(**row.model_dump(), reason=text) for row, text in found if text))
     lost = {"questions without a rationale": total - count} | dropped
     phase.finish(count, lost, facts=outcome.usage | {"cost": budget.cost})
+    write_dataset_card(output, args)
     return 0
 
 
@@ -93,7 +95,7 @@ def import_rationales(args: argparse.Namespace) -> None:
     dropped = counts if args.skip_bad_rows else None
     questions = read_rows(source, Question, HOW_TO, args.train_questions, dropped=dropped)
     phase = Phase(output, [source, *args.source], settings_of(args, "train_questions"))
-    if phase.is_done(args.overwrite):
+    if _is_done(phase, args):
         return
     rows = match_rationales(questions, args.source, counts)
     if not rows:
@@ -101,6 +103,14 @@ def import_rationales(args: argparse.Namespace) -> None:
     write_lines(output, rows)
     differing = counts.pop("questions with other answers than published", 0)
     phase.finish(len(rows), counts, facts={"questions with other answers than published": differing})
+    write_dataset_card(output, args)
+
+
+def _is_done(phase: Phase, args: argparse.Namespace) -> bool:
+    done = phase.is_done(args.overwrite)
+    if done and not phase.output.with_name(CARD).exists():  # a kill came before it
+        write_dataset_card(phase.output, args)
+    return done
 
 
 class _Published(BaseModel):

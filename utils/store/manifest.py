@@ -25,6 +25,7 @@ from utils.config import SECRET, UsageError, split_key
 from utils.store.files import locked, write_file
 
 ROOT = Path(__file__).parents[2]
+CARD = "README.md"
 UNFINISHED = "unfinished"  # the only key of a manifest whose output is not finished: the command that makes it
 WHOLE_FILE_LIMIT = 1 << 30
 PACKAGES = ("torch", "transformers", "flashrag-dev", "FlagEmbedding", "faiss-cpu", "faiss-gpu", "openai", "vllm")
@@ -42,12 +43,14 @@ def digest(value: Any) -> str:
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """Return a hash of a file or folder, or ``name:PATH`` if there is none (a hub id).
 
-    A folder's is that of its files' names and contents. Of a file above 1 GiB, the size and 64 blocks of 1 MiB, spread
+    A folder's is that of its files' names and contents, without its card, which changes nothing that a model computes.
+    Of a file above 1 GiB, the size and 64 blocks of 1 MiB, spread
     evenly over it, are hashed: reading an index of 65 GB takes minutes.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = [p for p in files if p != path / CARD]
         return digest([(str(p.relative_to(path)), fingerprint(p)) for p in files])
     if not path.exists():
         return f"name:{path}"

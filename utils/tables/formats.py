@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.rag.metrics import bootstrap
+from utils.store.cards import Score, write_model_card
 from utils.store.files import write_file
+from utils.store.manifest import manifest_path
 from utils.tables.experiment import label
-from utils.tables.plan import Plan
-from utils.tables.results import LEVEL, Cell, FilledTable
+from utils.tables.plan import Plan, Run
+from utils.tables.results import LEVEL, Cell, FilledTable, Results
 
 CSV_COLUMNS = (
     "table", "task", "generator", "reranker", "condition", "metric", "mean", "low", "high", "n", "seeds", "spread",
@@ -34,6 +38,33 @@ def write_tables(tables: Sequence[FilledTable], plan: Plan, folder: Path) -> str
     if len(tables) == len(plan.experiment.tables):
         write_file(folder / "all.md", together)
     return together
+
+
+def write_cards(tables: Sequence[FilledTable], results: Results) -> None:
+    """Put every fine-tuned reranker's own numbers into its model card; one of several seeds has those of its seed."""
+    plan = results.plan
+    cells = {(run, cell.metric): None for table in tables for cell in table.cells for run in cell.runs if run.is_tuned}
+    cards: dict[Path, list[tuple[Run, Score]]] = {}
+    for run, metric in cells:
+        if score := _score(run, metric, results):
+            cards.setdefault(plan.training(run).checkpoint, []).append((run, score))
+    for folder, found in cards.items():
+        if manifest_path(folder).exists() and folder.exists():
+            scores = {score[:4]: score for _, score in found}  # a ranking counts once, whoever answers from it
+            write_model_card(folder, plan.training(found[0][0]).settings, list(scores.values()))
+
+
+def _score(run: Run, metric: str, results: Results) -> Score | None:
+    values, made = results.values(run, metric), results.of(run)
+    if made is None or not values:
+        return None
+    others: dict[str, float | None] = {}
+    for name in ("retriever", "base"):
+        found = results.values(results.plan.run(run.task, run.generator, run.reranker, name), metric)
+        others[label(name)] = statistics.fmean(found.values()) if found else None
+    test, mean = made.manifest["settings"], bootstrap(list(values.values()), results.seed)
+    answered_by = "" if metric == "mrr" or "@" in metric else run.generator
+    return Score(test["dataset"], test["split"], metric, answered_by, mean.mean, mean.low, mean.high, mean.n, others)
 
 
 def markdown(table: FilledTable) -> str:

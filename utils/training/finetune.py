@@ -6,7 +6,7 @@
     sh run_finetune.sh --nnodes 2 --node_rank 0 --master first-node:29500     (and on the second --node_rank 1)
 
 reads   --train_data, FlagEmbedding lines {query, pos: [...], neg: [...]}
-writes  --output_dir, a Hugging Face folder, once training has ended well; until then
+writes  --output_dir, a Hugging Face folder with a model card, once training has ended well; until then
         OUTPUT_DIR.unfinished, with the last two checkpoints: the same command goes on from there
         OUTPUT_DIR.manifest.json, which also has the losses and the pairs per second
 
@@ -40,9 +40,10 @@ from utils.devices import (
     select_devices,
     torch_device,
 )
+from utils.store.cards import write_model_card
 from utils.store.files import free_space, locked, sync_folder
 from utils.store.jsonlines import parse_row, read_jsonl
-from utils.store.manifest import Phase
+from utils.store.manifest import CARD, Phase
 from utils.store.rows import TrainingGroup
 
 MODULE = "utils.training.train_reranker"
@@ -78,6 +79,8 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
     phase = Phase(output, [train_data, args.base_model], settings, folder=True)
     if phase.is_done(args.overwrite):
         (output / MADE_WITH).unlink(missing_ok=True)  # a kill came just after the manifest
+        if not (output / CARD).exists():
+            write_model_card(output, args)
         return 0
     has_manifest = phase.manifest.exists()
     is_trained = not has_manifest and _made_with(output) == phase.key  # a kill came just before the manifest
@@ -103,6 +106,7 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
         phase.finish(groups, facts=facts)
         for path in (trained, output / MADE_WITH):
             path.unlink(missing_ok=True)
+        write_model_card(output, args)
         if facts.get("losses"):
             print(in_words(facts, args))
     return 0
