@@ -67,7 +67,7 @@ def test_the_papers_values():
     config = load_config()
     assert config["common"]["train_questions"] == 20000
     assert config["get_docs"]["docs_topk"] == 50
-    beyond = {"supervised": False, "negatives_without_answer": False, "distil_scale": 0.0}
+    beyond = {"supervised": False}
     assert config["fusion"] == {"reason_weight": 0.5, "fusion_topk": 20, "sampling": "shift"} | beyond
     assert config["common"]["rationale"] == "reason"
     finetune = config["finetune"]

@@ -95,22 +95,18 @@ def descending(scores: ArrayLike) -> NDArray[np.intp]:
     return np.argsort(-np.asarray(scores), axis=-1, kind="stable")
 
 
-def answers_apart(ranked: Sequence[T], has_answer: Sequence[bool], supervised: bool) -> list[T]:
-    """Return a ranking whose passages after the first have no answer, so that a sampler finds no false negatives.
+def supervised_order(ranked: Sequence[T], has_answer: Sequence[bool]) -> list[T]:
+    """Return the best passage with an answer and behind it those without one; nothing if no passage has one.
 
-    Not in the paper. First stays what was first; if ``supervised``, first comes the best passage with an answer,
-    and the ranking is empty if there is none.
+    Not in the paper: the most that groups of these passages could teach.
 
-    >>> answers_apart("abcd", [False, True, False, True], supervised=False)
-    ['a', 'c']
-    >>> answers_apart("abcd", [False, True, False, True], supervised=True)
+    >>> supervised_order("abcd", [False, True, False, True])
     ['b', 'a', 'c']
     """
-    if supervised and not any(has_answer):
+    if not any(has_answer):
         return []
-    first = list(has_answer).index(True) if supervised else 0
-    rest = (passage for i, passage in enumerate(ranked) if i != first and not has_answer[i])
-    return [ranked[first], *rest]
+    first = list(has_answer).index(True)
+    return [ranked[first], *(passage for passage, has in zip(ranked, has_answer, strict=True) if not has)]
 
 
 def shift(ranked: Sequence[T]) -> list[Group[T]]:

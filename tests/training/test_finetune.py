@@ -96,13 +96,12 @@ def test_training_ends_in_a_folder_that_every_library_reads_as_its_card_says(fin
 def test_a_loss_that_stays_at_guessing_is_told():
     from utils.training.finetune import in_words
 
-    def said(last, **changes):
-        args = SimpleNamespace(**{"train_group_size": 7, "knowledge_distillation": False} | changes)
-        return in_words({"losses": [{"loss": 1.95}, {"loss": last}], "pairs per second": 12.3}, args)
+    def said(last):
+        facts = {"losses": [{"loss": 1.95}, {"loss": last}], "pairs per second": 12.3}
+        return in_words(facts, SimpleNamespace(train_group_size=7))
 
     assert said(1.2) == "loss 1.950 at first, 1.200 at last; groups of 7 passages; 12 pairs/s"
     assert "Guessing has a loss of ln(7) = 1.946: the groups have taught nothing" in said(1.94)
-    assert "Guessing" not in said(1.94, knowledge_distillation=True)
 
 
 @pytest.mark.parametrize(
@@ -115,57 +114,6 @@ def test_a_tracker_that_is_not_there_is_told_before_any_work(name, told):
     check_tracker("none")
     with pytest.raises(UsageError, match=told):
         check_tracker(name)
-
-
-def distilled(**scores):
-    return [row | scores for row in groups(8)]
-
-
-def test_distillation_needs_a_score_for_each_passage(finetune):
-    for rows in (groups(8), distilled(pos_scores=[1.0], neg_scores=[0.5])):
-        result = finetune("--knowledge_distillation", "True", rows=rows, checks=True)
-        assert result.returncode == 2
-        assert (
-            "_scores' must have a score per passage; run score_cache_to_dataset.py with --distil_scale" in result.stderr
-        )
-
-
-@pytest.mark.parametrize("size", [4, 7, 10])
-def test_scores_follow_the_passages_that_are_drawn(tmp_path, tokenizer, monkeypatch, size):
-    """Some of six negatives, all of them in another order, and some of them twice."""
-    from utils.training.train_reranker import AbsRerankerDataArguments, EpochDataset
-
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    row = {"query": "q", "pos": SUBJECTS[:2], "neg": SUBJECTS[2:8]}
-    score_of = {text: float(i) for i, text in enumerate(SUBJECTS[:8])}
-    scores = {f"{field}_scores": [score_of[text] for text in row[field]] for field in ("pos", "neg")}
-    path = write_jsonl(tmp_path / "lines.jsonl", [row | scores])
-    data = AbsRerankerDataArguments(
-        train_data=[str(path)], train_group_size=size, knowledge_distillation=True, cache_path=str(tmp_path / "cache")
-    )
-    dataset, seen = EpochDataset(args=data, tokenizer=tokenizer), set()
-    for dataset.epoch in range(20):
-        pairs, teacher = dataset[0]
-        passages = [tokenizer.decode(pair["input_ids"]).split("[SEP]")[1].strip() for pair in pairs]
-        assert len(passages) == size
-        assert teacher == [score_of[text] for text in passages]
-        seen.add(tuple(passages))
-    assert len(seen) > 10  # else the order would be that of the line, and nothing tested
-
-
-@pytest.mark.slow
-def test_distillation_adds_the_loss_against_the_softmax_of_the_scores(finetune):
-    """All on the positive, it is the plain loss once more; all alike, at least that of guessing (Jensen)."""
-    found = {}
-    for name, positive in (("sure", 100.0), ("alike", 0.0)):
-        rows = distilled(pos_scores=[positive], neg_scores=[0.0] * 6)
-        flags = ["--knowledge_distillation", "True", "--output_dir", f"checkpoints/{name}", "--num_train_epochs", "1"]
-        result = finetune(*flags, rows=rows)
-        assert result.returncode == 0, result.stderr[-3000:]
-        found[name] = losses(result)[0]
-    plain = losses(finetune("--num_train_epochs", "1", rows=groups(8)))[0]
-    assert found["sure"] == pytest.approx(2 * plain, abs=0.01)
-    assert found["alike"] > plain + np.log(7)
 
 
 @pytest.mark.slow

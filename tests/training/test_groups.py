@@ -14,7 +14,7 @@ from utils.method import fuse
 from utils.training.groups import fused_rankings, open_cache, write_training_file
 
 GOLDEN = ROOT / "tests/golden"
-DEFAULTS = {"supervised": False, "negatives_without_answer": False, "distil_scale": 0.0, "overwrite": True}
+DEFAULTS = {"supervised": False, "overwrite": True}
 
 
 def fuse_files(folder, reason, retrieval, sampling="shift", weight=0.5, topk=20, passages=None, **options):
@@ -273,7 +273,7 @@ def test_a_weight_or_topk_that_cannot_work_is_refused(run_script, tmp_path):
         assert (result.returncode, message in result.stderr) == (2, True), result.stderr
 
 
-# ---------------------------------------------------------------- beyond the paper: answers, and fused scores
+# ---------------------------------------------------------------- beyond the paper: answers
 
 
 @pytest.fixture
@@ -300,17 +300,6 @@ def test_supervised_groups_by_hand(with_answers):
     assert manifest["settings"]["supervised"] is True
 
 
-def test_negatives_without_answer_keep_the_positive_and_the_ranks(with_answers):
-    folder, files, texts = with_answers
-    [line], _ = fuse_files(folder, *files, negatives_without_answer=True)
-    others = [i for i in range(1, 30) if i not in (2, 3, 5)]
-    assert line["pos"] == [texts[0]]
-    assert line["neg"] == [texts[others[rank - 1]] for rank in (3, 4, 6, 9, 13, 18)]
-    [published_line], manifest = fuse_files(folder, *files)
-    assert published_line["neg"][0] == texts[3]
-    assert manifest["facts"]["negatives with an answer"] == 1
-
-
 def test_a_question_without_an_answer_has_no_supervised_group_and_is_counted(with_answers):
     folder, (reason, retrieval), _ = with_answers
     row = read_jsonl(folder / "docs.jsonl")[0] | {"id": "q2", "question": "q2", "golden_answers": ["Rome"]}
@@ -326,18 +315,8 @@ def test_a_question_without_an_answer_has_no_supervised_group_and_is_counted(wit
 def test_answer_matching_needs_the_candidates_file(with_answers):
     folder, files, _ = with_answers
     (folder / "docs.jsonl").unlink()
-    with pytest.raises(UsageError, match="need the candidates file"):
+    with pytest.raises(UsageError, match="needs the candidates file"):
         fuse_files(folder, *files, supervised=True)
-
-
-def test_the_fused_scores_follow_their_passages(with_answers):
-    folder, files, _ = with_answers
-    [line], _ = fuse_files(folder, *files, distil_scale=10.0)
-    of = lambda text: 10 * (29 - int(text.split()[1])) / 29  # noqa: E731
-    assert line["pos_scores"] == pytest.approx([of(text) for text in line["pos"]])
-    assert line["neg_scores"] == pytest.approx([of(text) for text in line["neg"]])
-    [plain], _ = fuse_files(folder, *files)
-    assert plain == {key: line[key] for key in ("query", "pos", "neg")}
 
 
 def test_the_chain_tells_where_the_answers_stand_by_each_score(with_answers, capsys):

@@ -111,5 +111,3 @@ class TrainingGroup(BaseModel):
     query: Text
     pos: list[Text]
     neg: list[Text]
-    pos_scores: list[FiniteFloat] | None = None  # for --knowledge_distillation
-    neg_scores: list[FiniteFloat] | None = None

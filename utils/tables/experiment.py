@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -24,11 +23,10 @@ LABELS = {
 
 
 class Recipe(NamedTuple):
-    """How a condition's reranker is fine-tuned: flags over its task's profile."""
+    """How a condition's groups are made: flags of score_cache_to_dataset.py over its task's profile."""
 
     label: str
-    fuse: dict[str, Any]  # of score_cache_to_dataset.py
-    tune: Mapping[str, Any] = MappingProxyType({})  # of run_finetune.sh
+    fuse: dict[str, Any]
 
 
 RECIPES = {
@@ -38,10 +36,6 @@ RECIPES = {
         "fine-tuned on scores of the answer, no rationale", {"reason_weight": 1, "rationale": "none"}
     ),
     "radio": Recipe("RADIO: both, fused", {}),
-    "radio_clean": Recipe("RADIO, negatives without an answer", {"negatives_without_answer": True}),
-    "radio_distilled": Recipe(
-        "RADIO, fused scores distilled", {"distil_scale": 10.0}, {"knowledge_distillation": True}
-    ),
     "supervised": Recipe("supervised: by answer matching", {"reason_weight": 0, "supervised": True}),
 }
 Model = TypeVar("Model", bound=BaseModel)

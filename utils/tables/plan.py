@@ -103,7 +103,6 @@ class Plan:
         tune: dict[str, Any] = {key: value for key, value in own.items() if value != config["finetune"][key]}
         if tune:
             checkpoint = Path(f"{checkpoint}_{run.reranker}")
-        tune |= made.tune
         fuse = {key: value for key, value in made.fuse.items() if value != fused[key]}
         lines = training_lines_path(settings)
         if fuse.keys() - {"rationale"}:
@@ -187,7 +186,7 @@ class Plan:
         """Return the one name of all conditions that train alike: weight and source, or the name if more differs."""
         config = self._configs[self._trainer(task)]
         name, made = condition.partition("@")[0], recipe(condition)
-        if not WEIGHT.fullmatch(name) and (made.tune or made.fuse.keys() - {"reason_weight", "rationale"}):
+        if not WEIGHT.fullmatch(name) and made.fuse.keys() - {"reason_weight", "rationale"}:
             return condition
         weight = made.fuse.get("reason_weight", config["fusion"]["reason_weight"])
         source = made.fuse.get("rationale", config["common"]["rationale"])

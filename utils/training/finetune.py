@@ -74,8 +74,6 @@ def fine_tune(train_data: Path, output: Path, args: argparse.Namespace) -> int:
     settings = settings_of(args, *PASSED_ON, "precision", "nproc_per_node")
     if args.nnodes > 1:  # left out otherwise, so that manifests of earlier versions still match
         settings["nnodes"] = args.nnodes
-    if args.knowledge_distillation:
-        settings["knowledge_distillation"] = True
     phase = Phase(output, [train_data, args.base_model], settings, folder=True)
     if phase.is_done(args.overwrite):
         (output / MADE_WITH).unlink(missing_ok=True)  # a kill came just after the manifest
@@ -125,7 +123,7 @@ def in_words(facts: dict[str, Any], args: argparse.Namespace) -> str:
     first, last = (facts["losses"][i]["loss"] for i in (0, -1))
     size, speed = args.train_group_size, facts["pairs per second"]
     told = f"loss {first:.3f} at first, {last:.3f} at last; groups of {size} passages; {speed:.0f} pairs/s"
-    if not args.knowledge_distillation and last > 0.97 * math.log(size):
+    if last > 0.97 * math.log(size):
         told += (
             f". Guessing has a loss of ln({size}) = {math.log(size):.3f}: the groups have taught nothing. Try more of "
         )
@@ -188,11 +186,6 @@ def check_training_file(path: Path, args: argparse.Namespace) -> int:
         for field in ("pos", "neg"):
             if not getattr(group, field):
                 raise UsageError(f"{where}: field '{field}' is an empty list; FlagEmbedding cannot draw from it")
-            if args.knowledge_distillation and len(getattr(group, f"{field}_scores") or ()) != len(
-                getattr(group, field)
-            ):
-                remedy = "run score_cache_to_dataset.py with --distil_scale 10"
-                raise UsageError(f"{where}: field '{field}_scores' must have a score per passage; {remedy}")
         groups += 1
     batch = args.per_device_train_batch_size * args.nproc_per_node * args.nnodes
     if groups < batch:
@@ -253,7 +246,6 @@ def training_command(args: argparse.Namespace, base_model: str, train_data: Path
         "save_steps": str(args.checkpoint_steps),
         "save_total_limit": "2",
         "dataloader_drop_last": "True",  # a short last batch would crash or regroup in FlagEmbedding
-        "knowledge_distillation": str(args.knowledge_distillation),
         "report_to": args.report_to,
         "use_cpu": str(on_cpu),
         "fp16": str(precision == "fp16"),

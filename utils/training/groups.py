@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from utils.config import UsageError, settings_of
-from utils.method import SAMPLERS, answers_apart, descending, fuse, passages_needed
+from utils.method import SAMPLERS, descending, fuse, passages_needed, supervised_order
 from utils.retrieval.answers import has_answer
 from utils.store.jsonlines import LineIndex, PassageTexts, parse_row, write_lines
 from utils.store.manifest import Phase
 from utils.store.rows import PublishedScored, Scored, TrainingGroup
 
 SAME_DOCS = "both caches must come from the same train_docs file"
-BEYOND_THE_PAPER = ("supervised", "negatives_without_answer", "distil_scale")
 SCORES = ("retrieval", "rationale", "fused")  # what ranks the candidates, in the data's order
 
 
@@ -56,8 +55,8 @@ def write_training_file(
     """
     check_sampling(args.sampling, args.fusion_topk)
     settings = {"reason_weight": weight} | settings_of(args, "sampling", "fusion_topk")
-    # Left out otherwise, so that files of earlier versions still count as finished.
-    settings |= {name: value for name, value in settings_of(args, *BEYOND_THE_PAPER).items() if value}
+    if args.supervised:  # left out otherwise, so that files of earlier versions still count as finished
+        settings["supervised"] = True
     known = [path for path in (docs, passages) if path.exists()]
     phase = Phase(output, dict.fromkeys([reason_cache, retrieval_cache, *known]), settings)
     if phase.is_done(args.overwrite):
@@ -100,7 +99,6 @@ class Ranked(NamedTuple):
     key: str
     query: str
     passages: list[str]
-    fused: list[float]
     orders: dict[str, list[int]]  # by each of `SCORES`, places in `passages`, best first
 
 
@@ -136,7 +134,7 @@ def fused_rankings(
         # Equal scores keep their own cache's order; the fused one would credit the retriever with the rationale's.
         by_score = zip(SCORES, (retrieved, rationale, passages), strict=True)
         orders = {score: [place[passage] for passage in ranked] for score, ranked in by_score}
-        yield Ranked(key, query, passages, [fused[i] for i in order], orders)
+        yield Ranked(key, query, passages, orders)
 
 
 def _read_scores(raw: dict[str, Any], where: str, dropped: Counter[str]) -> tuple[str, dict[str, float]]:
@@ -169,26 +167,20 @@ def training_groups(
     A repeated text is left out: a positive that comes back as its own negative teaches nothing. ``texts`` is None if
     the rankings hold texts in place of passage ids; ``candidates``, by question id, have the golden answers.
     """
-    matching = args.supervised or args.negatives_without_answer
-    for key, query, passages, fused, orders in rankings:
+    for key, query, passages, orders in rankings:
         found = [passage if texts is None else texts[passage] for passage in passages]
         answers = candidates[key][1]["golden_answers"] if candidates and key in candidates else None
-        if answers is None and matching:
-            raise UsageError(
-                f"--supervised and --negatives_without_answer need the candidates file's answers of {key!r}"
-            )
+        if answers is None and args.supervised:
+            raise UsageError(f"--supervised needs the candidates file's answers of {key!r}")
         answered: dict[str, bool] = {}
         if answers is not None:
             with_answer = [has_answer(answers, text) for text in found]
             count_answers(with_answer, orders, facts)
             answered = dict(zip(found, with_answer, strict=True))
-        score_of: dict[str, float] = {}  # distinct texts, best first
-        for text, score in zip(found, fused, strict=True):
-            score_of.setdefault(text, score)
-        dropped["repeated passages"] += len(found) - len(score_of)
-        kept = list(score_of)
-        if matching:
-            kept = answers_apart(kept, [answered[text] for text in kept], args.supervised)
+        kept = list(dict.fromkeys(found))
+        dropped["repeated passages"] += len(found) - len(kept)
+        if args.supervised:
+            kept = supervised_order(kept, [answered[text] for text in kept])
             dropped["questions without an answer in their passages"] += not kept
         kept = kept[: args.fusion_topk]
         if len(kept) < passages_needed(args.sampling, args.fusion_topk):
@@ -199,12 +191,7 @@ def training_groups(
                 facts[kind] += len(part)
                 if answers is not None:
                     facts[f"{kind} with an answer"] += sum(answered[text] for text in part)
-            group = TrainingGroup(query=query, pos=positives, neg=negatives)
-            if args.distil_scale:
-                group.pos_scores, group.neg_scores = (
-                    [args.distil_scale * score_of[text] for text in part] for part in (positives, negatives)
-                )
-            yield group
+            yield TrainingGroup(query=query, pos=positives, neg=negatives)
     if not facts["positives"]:
         raise UsageError(f"no training line could be made of the score caches: {dict(dropped)}")
 
