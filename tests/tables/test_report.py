@@ -183,7 +183,7 @@ def test_search_and_outcome_filters_find_questions(page):
 
 
 def test_two_conditions_can_be_compared(page):
-    runs, verdicts = page.all("#outcomes [aria-label=condition]"), page.all("#outcomes [aria-label='its answer']")
+    runs, verdicts = page.all("#outcomes [aria-label=condition]"), page.all("#outcomes [aria-label^='its answer']")
     from selenium.webdriver.support.ui import Select
 
     for run, verdict, name, value in zip(
@@ -193,6 +193,83 @@ def test_two_conditions_can_be_compared(page):
         Select(verdict).select_by_visible_text(value)
     assert page.listed() == ["where is the engine number 2"]
     assert [cell.text for cell in page.all("#detail table:first-of-type td .right")] == ["✓ answer 2"]
+
+
+def test_a_filter_finds_where_radio_and_its_base_differ(page):
+    buttons = {button.text: button for button in page.all("#presets button")}
+    assert list(buttons) == ["base wrong, RADIO right", "base right, RADIO wrong", "all"]
+    buttons["base wrong, RADIO right"].click()
+    assert page.listed() == ["where is the engine number 2"]
+    buttons["base right, RADIO wrong"].click()
+    assert page.one("#presets [aria-pressed=true]").text == "base right, RADIO wrong"
+    assert [text.split("?")[0][:30] for text in page.listed()] == ["where is the river number 0"]
+    buttons["all"].click()
+    assert len(page.listed()) == 6
+
+
+def test_without_answers_a_condition_is_right_if_its_first_passage_has_one(browser, page):
+    script = """
+        const question = { relevant: ["p2"], runs: {
+          first: { right: null, ranking: [["p2", 1], ["p1", 0]] },
+          second: { right: null, ranking: [["p1", 1], ["p2", 0]] },
+          wrong: { right: false, ranking: [["p2", 1]] }, none: { right: null, ranking: [] } } };
+        return ["first", "second", "wrong", "none", "missing"].map((name) => outcome(question, name));"""
+    assert browser.execute_script(script) == [True, False, False, None, None]
+
+
+def test_keys_go_from_question_to_question_and_not_while_typing(browser, page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def press(*keys):
+        ActionChains(browser).send_keys(*keys).perform()
+        return page.one("#list [aria-current=true]").text
+
+    titles = page.listed()
+    assert press("k") == titles[0]
+    assert press("j", Keys.ARROW_RIGHT) == titles[2]
+    assert press("k") == titles[1]
+    assert press("f") == "where is the engine number 2"
+    assert page.one("#presets [aria-pressed=true]").text == "base wrong, RADIO right"
+    press("f", "f")
+    assert len(page.listed()) == 6
+    press("/")
+    page.one("#search").send_keys("j")
+    assert page.one("#search").get_attribute("value") == "j"
+    assert page.one("#count").text == "0 of 6 questions"
+
+
+def test_each_question_has_an_address(browser, made):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    browser.get(made.as_uri())
+    assert browser.current_url == made.as_uri()
+    browser.find_elements("css selector", "#list button")[3].click()
+    ActionChains(browser).send_keys("j").perform()
+    address = browser.current_url
+    title = browser.find_element("css selector", "#detail h3").text
+    assert title.startswith("where is the glacier number 4")
+    assert browser.find_element("css selector", "#detail h3 a").get_attribute("href") == address
+    browser.get("about:blank")
+    browser.get(address)
+    assert browser.find_element("css selector", "#detail h3").text == title
+    browser.get(made.as_uri() + "#view=own%3A+training&question=q1")
+    assert browser.find_element("css selector", "#detail h4").text == "Rationale"
+    browser.get(made.as_uri() + "#view=nobody&question=%")
+    assert browser.find_element("css selector", "#detail h3").text
+
+
+@pytest.mark.parametrize("width", [1300, 700])
+def test_nothing_is_cut_off_at_the_side(browser, page, width):
+    browser.set_window_size(width, 1000)
+    try:
+        page.one("#phases summary").click()
+        wide, window = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+        assert wide <= window
+        for box in page.all("#phases .wide"):
+            assert browser.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", box)
+    finally:
+        browser.set_window_size(1280, 1000)
 
 
 def test_candidates_show_ranks_before_and_after_and_the_rationale(browser, page):

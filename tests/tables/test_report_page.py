@@ -15,25 +15,27 @@ from hypothesis import strategies as st
 from utils.config import UsageError
 from utils.rag.metrics import Interval
 from utils.store.manifest import Phase
-from utils.tables.report.page import _roles, data_uri, phases, render
+from utils.tables.report.page import _roles, _script, _totals, data_uri, phases, render
 from utils.tables.report.plots import recall, recall_by_rank, score_distributions, weight_sweep
 from utils.tables.results import Cell, FilledTable, TableRow
 
 HOSTILE = st.text(min_size=1, max_size=30) | st.sampled_from(
     ["</script>", "<!--", "<script>", "]]>", "'\"><img src=x onerror=1>", "{{ 7 * 7 }}", "{% raw %}", "&lt;", "\x00"]
 )
-PHASE = ("command", "script", "output", "rows", "dropped", "seconds", "tokens_in", "tokens_out")
 
 
 def fields(text):
     interval = Interval(0.5, 0.4, 0.6, 50)
+    totals = {"rows": 1, "dropped": {text: 1}, "seconds": 1.0, "tokens_in": 1, "tokens_out": 1, "cost": 0.5}
+    output = {"output": text, "command": text, "rows": 1, "seconds": 1.0}
     cell = Cell(None, text, text, interval, interval, 0.01, 0.02, paper_value=text)
     table = FilledTable(text, text, "base", (text,), [(text, text)], [], [TableRow((text,), [cell])])
     return dict.fromkeys(("title", "subtitle", "explored", "machine", "versions"), text) | {
         "tables": [table],
         "plots": [{"caption": text, "svg": f"<svg>{text}</svg>"}],
         "chain": [text],
-        "phases": [dict.fromkeys(PHASE, text)],
+        "phases": [totals | {"script": text, "outputs": [output]}],
+        "total": totals,
     }
 
 
@@ -125,14 +127,40 @@ def test_phases_that_are_not_finished_are_left_out_and_damaged_ones_told(tmp_pat
         folder=lambda run: run.folder,
     )
     runs = [SimpleNamespace(is_tuned=True, folder=tmp_path / "run")]
-    found = phases(plan, runs)["phases"]
-    assert [(row["output"], row["rows"]) for row in found] == [
-        (str(tmp_path / "data/train.jsonl"), 3),
-        (str(tmp_path / "run/intermediate_data.json"), 3),
-    ]
+    (found,) = phases(plan, runs)["phases"]
+    assert {made["output"]: made["rows"] for made in found["outputs"]} == {
+        str(tmp_path / "data/train.jsonl"): 3,
+        str(tmp_path / "run/intermediate_data.json"): 3,
+    }
     (tmp_path / "data/train.jsonl.manifest.json").write_text("{")
     with pytest.raises(UsageError, match=r"train\.jsonl\.manifest\.json is damaged"):
         phases(plan, runs)
+
+
+def test_totals_count_time_once_and_everything_else_of_each_output():
+    def made(started, seconds, **facts):
+        row = {"rows": 5, "dropped": {"too long": 2}, "facts": facts}
+        return row | {"started": f"2026-11-27T00:00:{started:02d}+00:00", "seconds": seconds}
+
+    stage_within_run = [made(10, 20.5, prompt_tokens=7, completion_tokens=3, cost=0.25), made(12, 8)]
+    found = _totals([made(40, 5, cost=None), *stage_within_run, made(50, 1.5, prompt_tokens=1)])
+    assert found == {
+        "rows": 20, "dropped": {"too long": 8}, "seconds": 27.0, "tokens_in": 8, "tokens_out": 3, "cost": 0.25,
+    }  # fmt: skip
+    assert _totals([made(30, 10.0), made(35, 10.0)])["seconds"] == 15.0
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        ("python run_rag.py --config a.yaml", "run_rag.py"),
+        ("python dataset_generation.py --config a.yaml --phase=get_docs", "dataset_generation.py get_docs"),
+        ("python -m utils.training.finetune --config a.yaml", "run_finetune.sh"),
+        ("python -m quickstart.build_data", "quickstart.build_data"),
+    ],
+)  # fmt: skip
+def test_a_phase_is_called_by_the_script_that_people_run(command, script):
+    assert _script(command) == script
 
 
 def test_a_trainings_curves_come_from_its_manifest(tmp_path):

@@ -3,8 +3,10 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 100;
+const PRESETS = [["wrong", "right"], ["right", "wrong"], ["any", "any"]];
 let shown = [];
 let outcomeFilters = [];
+let current;
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -45,9 +47,15 @@ function matches(view, question, words) {
   if (!words.every((word) => text.includes(word))) return false;
   return outcomeFilters.every(({ run, verdict }) => {
     if (verdict.value === "any") return true;
-    const outcome = question.runs[run.value];
-    return outcome !== undefined && outcome.right === (verdict.value === "right");
+    return outcome(question, run.value) === (verdict.value === "right");
   });
+}
+
+// Whether the answer is right; where nobody answered, whether the first passage has an answer; null where neither is known.
+function outcome(question, name) {
+  const run = question.runs[name];
+  if (!run || run.right !== null || !run.ranking.length) return run ? run.right : null;
+  return question.relevant.includes(run.ranking[0][0]);
 }
 
 function outcomeFilter(answered, start) {
@@ -58,7 +66,7 @@ function outcomeFilter(answered, start) {
   for (const value of ["any", "right", "wrong"]) option(verdict, value, value);
   for (const select of [run, verdict]) select.addEventListener("change", update);
   run.setAttribute("aria-label", "condition");
-  verdict.setAttribute("aria-label", "its answer");
+  verdict.setAttribute("aria-label", "its answer, or else its first passage");
   const both = element("span");
   both.append(run, " ", verdict);
   at("outcomes").append(both);
@@ -69,16 +77,39 @@ function setView() {
   const view = currentView();
   at("outcomes").replaceChildren();
   const answered = Object.entries(view.kind === "test" ? view.runs : {}).filter(
-    ([run]) => view.questions.some((question) => question.runs[run] && question.runs[run].right !== null));
+    ([run]) => view.questions.some((question) => outcome(question, run) !== null));
   // Two of them find the questions on which two conditions differ.
   outcomeFilters = answered.length ? [0, 1].map((start) => outcomeFilter(answered, start)) : [];
+  at("presets").replaceChildren();
+  for (const verdicts of view.pair?.length && outcomeFilters.length ? PRESETS : []) {
+    const words = verdicts[0] === "any" ? "all" : `base ${verdicts[0]}, RADIO ${verdicts[1]}`;
+    const button = element("button", words);
+    button.addEventListener("click", () => preset(verdicts, button));
+    at("presets").append(button);
+  }
   update();
+}
+
+function preset(verdicts, button) {
+  outcomeFilters.forEach(({ run, verdict }, i) => {
+    run.value = currentView().pair[i];
+    verdict.value = verdicts[i];
+  });
+  update();
+  button.setAttribute("aria-pressed", "true");
+}
+
+function nextPreset() {
+  const buttons = [...at("presets").children];
+  const pressed = buttons.findIndex((button) => button.getAttribute("aria-pressed") === "true");
+  buttons[(pressed + 1) % buttons.length]?.click();
 }
 
 function update() {
   const view = currentView();
   const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   shown = view.questions.filter((question) => matches(view, question, words));
+  for (const button of at("presets").children) button.removeAttribute("aria-pressed");
   at("count").textContent = `${shown.length} of ${view.questions.length} questions`;
   at("list").replaceChildren();
   more(0);
@@ -90,7 +121,7 @@ function more(start) {
   for (const question of shown.slice(start, start + PAGE)) {
     const item = element("li");
     const button = element("button", question.question);
-    button.addEventListener("click", () => open(question));
+    button.addEventListener("click", () => choose(question));
     question.button = button;
     item.append(button);
     at("list").append(item);
@@ -98,17 +129,53 @@ function more(start) {
   if (shown.length > start + PAGE) {
     const item = element("li");
     const button = element("button", `${shown.length - start - PAGE} more`);
+    button.id = "more";
     button.addEventListener("click", () => { item.remove(); more(start + PAGE); });
     item.append(button);
     at("list").append(item);
   }
 }
 
+function address(question) {
+  return `#${new URLSearchParams({ view: currentView().name, question: question.id })}`;
+}
+
+// Open a question because the user wants it: the address names it from now on.
+function choose(question) {
+  while (!question.button?.isConnected) at("more").click();
+  open(question);
+  question.button.scrollIntoView({ block: "nearest" });
+  history.replaceState(null, "", address(question));
+}
+
+function step(by) {
+  const next = shown[shown.indexOf(current) + by];
+  if (next) choose(next);
+}
+
+// Go to the question that the address names, if it names one of this page.
+function follow() {
+  const named = new URLSearchParams(location.hash.slice(1));
+  const number = data.views.findIndex((view) => view.name === named.get("view"));
+  const question = data.views[number]?.questions.find(({ id }) => id === named.get("question"));
+  if (!question) return;
+  at("search").value = "";
+  at("view").value = number;
+  setView();
+  choose(question);
+  at("explorer").scrollIntoView();
+}
+
 function open(question) {
+  current = question;
   for (const button of at("list").querySelectorAll("[aria-current]")) button.removeAttribute("aria-current");
   if (question.button) question.button.setAttribute("aria-current", "true");
   const detail = at("detail");
-  detail.replaceChildren(element("h3", question.question));
+  const title = element("h3", `${question.question} `);
+  const link = element("a", "link");
+  link.href = address(question);
+  title.append(link);
+  detail.replaceChildren(title);
   detail.append(element("p", `Gold answers: ${[...new Set(question.answers)].join(" | ")}`));
   detail.append(...(currentView().kind === "test" ? testDetail(question) : trainingDetail(question)));
   detail.scrollTop = 0;
@@ -184,5 +251,15 @@ data.views.forEach((view, i) => option(at("view"), i, view.name));
 at("view").addEventListener("change", setView);
 at("search").addEventListener("input", update);
 at("deep").addEventListener("change", update);
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  const act = { j: () => step(1), ArrowRight: () => step(1), k: () => step(-1), ArrowLeft: () => step(-1),
+    f: nextPreset, "/": () => at("search").focus() }[event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+window.addEventListener("hashchange", follow);
 if (data.views.length) setView();
 else at("detail").append(element("p", "No finished run to explore."));
+follow();

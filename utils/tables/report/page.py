@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,7 @@ def render(data: dict[str, Any], explorer: dict[str, Any]) -> str:
     embedded = orjson.dumps(explorer).decode().replace("<", "\\u003c")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.globals |= {"headings": headings, "label": label, "note": note, "shown": shown, "data_uri": data_uri}
+    environment.filters |= {"duration": duration, "short": lambda path: "/".join(Path(path).parts[-2:])}
     template = environment.from_string(page)
     return template.render(**data, policy=policy, script=script, style=style, explorer=embedded)
 
@@ -75,7 +78,7 @@ def data_uri(svg: str) -> str:
 
 
 def phases(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return what every finished phase made, dropped, took and cost, and the machines and versions, from manifests."""
+    """Return what every phase made, dropped, took and cost, by script, and machines and versions, from manifests."""
     tuned, paths = [run for run in runs if run.is_tuned], []
     for folder in dict.fromkeys(dataset_dir(plan.training(run).settings) for run in tuned):
         paths += sorted(folder.rglob("*.manifest.json"), key=lambda path: path.stat().st_mtime)
@@ -84,24 +87,54 @@ def phases(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
         stages = read_manifest(manifest)["facts"].get("stages", {})
         paths += [*(manifest_path(Path(stage)) for stage in stages.values()), manifest]
     made = [read_manifest(path) for path in dict.fromkeys(paths) if path.exists()]
-    made = [found for found in made if UNFINISHED not in found]
+    made = sorted((found for found in made if UNFINISHED not in found), key=lambda found: found["started"])
+    scripts: dict[str, list[dict[str, Any]]] = {}
+    for found in made:
+        scripts.setdefault(_script(found["command"]), []).append(found)
     versions = {f"{name} {version}" for found in made for name, version in found["versions"].items()}
     return {
-        "phases": [_phase(found) for found in made],
+        "phases": [{"script": name, "outputs": found, **_totals(found)} for name, found in scripts.items()],
+        "total": _totals(made),
         "machine": ", ".join(sorted({found["machine"] for found in made})),
         "versions": ", ".join([*sorted(versions), *sorted({f"commit {found['commit']}" for found in made})]),
     }
 
 
-def _phase(found: dict[str, Any]) -> dict[str, Any]:
-    script = found["command"].removeprefix("python ").removeprefix("-m ").split()[0]
+def _script(command: str) -> str:
+    script = command.removeprefix("python ").removeprefix("-m ").split()[0]
+    script = script.replace("utils.training.finetune", "run_finetune.sh")  # which calls it
+    return " ".join([script, *re.findall(r"--(?:phase|method)[ =](\w+)", command)])
+
+
+def _totals(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sum what outputs took. Stages lie within their runs, and a script may write several outputs at once."""
+    facts, dropped = [found["facts"] for found in made], Counter[str]()
+    for found in made:
+        dropped.update(found["dropped"])
+    seconds, end = 0.0, 0.0
+    for start, length in sorted((datetime.fromisoformat(f["started"]).timestamp(), f["seconds"]) for f in made):
+        seconds += max(0.0, start + length - max(start, end))
+        end = max(end, start + length)
     return {
-        **{key: found[key] for key in ("command", "output", "rows", "seconds")},
-        "script": " ".join([script, *re.findall(r"--(?:phase|method)[ =](\w+)", found["command"])]),
-        "dropped": ", ".join(f"{count} {why}" for why, count in found["dropped"].items()) or "none",
-        "tokens_in": found["facts"].get("prompt_tokens", ""),
-        "tokens_out": found["facts"].get("completion_tokens", ""),
+        "rows": sum(found["rows"] for found in made),
+        "dropped": dropped,
+        "seconds": seconds,
+        "tokens_in": sum(fact.get("prompt_tokens", 0) for fact in facts),
+        "tokens_out": sum(fact.get("completion_tokens", 0) for fact in facts),
+        "cost": sum(fact.get("cost") or 0 for fact in facts),
     }
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> duration(8.04), duration(125), duration(7380)
+    ('8.0 s', '2 min 5 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, Any]]:
@@ -109,7 +142,8 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
     plan, found = results.plan, []
     for task in plan.experiment.tasks:
         if mine := [run for run in runs if run.task == task]:
-            found.append({"kind": "test", "name": f"{task}: test", **answered_questions(results, mine, limit)})
+            view = {"kind": "test", "name": f"{task}: test", "pair": _pair(plan, mine)}
+            found.append(view | answered_questions(results, mine, limit))
     # One reranker per folder of training data: the first.
     tuned = [run for run in reversed(runs) if run.is_tuned and plan.training(run).settings.rationale != "none"]
     for folder, run in {rationale_dir(plan.training(run).settings): run for run in tuned}.items():
@@ -117,6 +151,15 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
             name = f"{folder.parent.name}: training" + (f", {folder.name}" if folder.name != "reason" else "")
             found.append({"kind": "training", "name": name, **training_questions(plan, run, limit)})
     return found
+
+
+def _pair(plan: Plan, runs: Sequence[Run]) -> list[str]:
+    """Return the first base run and RADIO's with the same generator and reranker, by name; nothing without both."""
+    for base in (run for run in runs if run.condition == "base"):
+        radio = plan.replicates(base.task, base.generator, base.reranker, "radio")[0]
+        if radio in runs:
+            return [base.name, radio.name]
+    return []
 
 
 def answered_questions(results: Results, runs: Sequence[Run], limit: int) -> dict[str, Any]:
