@@ -65,7 +65,9 @@ def main() -> int:
             print(f"# {table.name}: no run of {task} has '{metric}'")
     folder = plan.folder(runs[0]).parent / "_".join(filter(None, ["tables", experiment.split]))
     print(write_tables(filled, plan, folder))
-    write_cards(filled, results)
+    if not experiment.split:  # the cards tell what the test questions say, of all tables
+        others = (name for name in experiment.tables if name not in tables)
+        write_cards([*filled, *(results.fill(name, experiment.tables[name]) for name in others)], results)
     links = "\n".join(chain(results, tables.values()))
     print(links)
     write_file(folder / "chain.md", "".join(f"- {line}\n" for line in links.splitlines()))

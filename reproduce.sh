@@ -19,7 +19,7 @@ done
 case $profile in
   quickstart) data=dataset base_flags="3 --gradient_accumulation_steps 2 --warmup_steps 10" live=5 tables="main answers" ;;
   smoke) data=dataset/smoke base_flags="4 --gradient_accumulation_steps 1" live=4 tables=main ;;
-  small) data=dataset/small base_flags="4 --gradient_accumulation_steps 4 --warmup_steps 25" live=0 tables=dense ;;
+  small) data=dataset/small base_flags="4 --gradient_accumulation_steps 4 --warmup_steps 25" live=5 tables=dense ;;
   *) echo "error: --profile $profile: quickstart, smoke and small run on embedded data; README shows the paper's commands" >&2; exit 2 ;;
 esac
 config="--config profiles/$profile.yaml"

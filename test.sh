@@ -11,7 +11,7 @@ case ${1:-} in
 esac
 # One thread per process: there are as many processes as cores.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1
-bash reproduce.sh --only_install
+env -u PYTHON bash reproduce.sh --only_install
 python=.venv/bin/python
 stamp=.venv/.installed-dev wanted=$(cat requirements.txt requirements/*.txt | cksum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then

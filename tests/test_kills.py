@@ -19,7 +19,7 @@ from forked import Forked
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 KILLS = 20
 # What only describes how the files came to be, or is scrap of a kill that the next run may leave.
-ASIDE = (".manifest.json", ".journal.jsonl", ".lock", ".part", ".done")
+ASIDE = (".manifest.json", ".journal.jsonl", ".lock", ".part", ".done", "README.md")
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,8 @@ def test_the_numbers_are_read_back_by_the_hubs_library(reranker, args):
         ({"reason_weight": 0.25}, "dataset/nq/reason+retrieval/x.jsonl", "0.25 x similarity to", "are the positives"),
         ({"reason_weight": 1.0}, "dataset/nq/answer_only+retrieval/x.jsonl", "question and gold answer + 0.0 x", "LLM"),
         ({"reason_weight": 0.0, "supervised": True}, "dataset/nq/a/x.jsonl", "are the positives", "and gold answer +"),
+        ({"reason_weight": 1.0}, "dataset/nq/retrieval/x.jsonl", "+ 1.0 x the retriever's score", "1.0 x similarity"),
+        ({"reason_weight": 0.9}, "dataset/nq/answer_only_v2+retrieval/x.jsonl", "of it + 0.1 x", "1.0 x"),
         ({"sampled": 3}, "dataset/nq/x.jsonl", "fine-tuned from", "as in RADIO"),
         (None, "my/x.jsonl", "name them and their licence here", "as in RADIO"),
     ],
@@ -128,6 +130,7 @@ def test_a_folder_of_rationales_loads_as_a_data_set(args, tmp_path):
     write_jsonl(rationales.with_name("failures.jsonl"), [{"other": 1}])
     settings = {
         "model": "gpt-4o-mini",
+        "rationale_completion": None,
         "temperature": 0.2,
         "rationale_system": "Say why.",
         "rationale_user": "{question}",

@@ -94,7 +94,7 @@ def test_tables_plots_and_phases_are_there(made):
     text = made.read_text()
     assert text.count('<img alt="') == 2
     assert "Answer recall by rank, own" in text
-    assert "Scores of the candidates, own: training" in text
+    assert "Scores of the candidates, dataset/own: training" in text
     for script in ("dataset_generation.py get_docs", "dataset_generation.py generate_dataset reason", "run_rag.py"):
         assert f">{script}<" in text
 
@@ -128,10 +128,11 @@ def browser(made):
 
 
 @pytest.fixture
-def page(browser):
+def page(browser, made):
     from selenium.webdriver.support.ui import Select
 
-    browser.refresh()
+    browser.get("about:blank")  # the address of the last test names a question
+    browser.get(made.as_uri())
 
     class Page:
         def all(self, selector):
@@ -160,7 +161,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser, page):
     assert browser.title == "RADIO: A title with <b>markup</b>"
     page.all("#list button")[1].click()
     assert HOSTILE.split(" &")[0] in page.one("#detail h3").text
-    page.select("#view", "own: training")
+    page.select("#view", "dataset/own: training")
     assert HOSTILE.split(" &")[0] in page.one("#detail").text
     assert page.all("#detail img, #detail b, #detail script") == []
     assert browser.title == "RADIO: A title with <b>markup</b>"
@@ -170,7 +171,7 @@ def test_search_and_outcome_filters_find_questions(page):
     assert page.one("#count").text == "6 of 6 questions"
     page.one("#search").send_keys("harbour number 5")
     assert page.listed() == ["where is the harbour number 5"]
-    assert page.one("#detail h3").text == "where is the harbour number 5"
+    assert page.one("#detail h3").text == "where is the harbour number 5 link"
     page.one("#search").clear()
     page.one("#search").send_keys("about the river")
     assert page.one("#count").text == "0 of 6 questions"
@@ -253,7 +254,7 @@ def test_each_question_has_an_address(browser, made):
     browser.get("about:blank")
     browser.get(address)
     assert browser.find_element("css selector", "#detail h3").text == title
-    browser.get(made.as_uri() + "#view=own%3A+training&question=q1")
+    browser.get(made.as_uri() + "#view=dataset%2Fown%3A+training&question=q1")
     assert browser.find_element("css selector", "#detail h4").text == "Rationale"
     browser.get(made.as_uri() + "#view=nobody&question=%")
     assert browser.find_element("css selector", "#detail h3").text
@@ -278,7 +279,7 @@ def test_candidates_show_ranks_before_and_after_and_the_rationale(browser, page)
     rows = page.all("#detail .wide:last-of-type tbody tr")
     assert len(rows) == 20
     assert rows[0].find_elements("css selector", "td")[1].text.startswith("1 (")
-    page.select("#view", "own: training")
+    page.select("#view", "dataset/own: training")
     assert "Because number 0." in page.one("#detail").text
     assert len(page.all("#detail tbody tr")) == 25
     roles = [row.find_elements("css selector", "td")[-1].text for row in page.all("#detail tbody tr")]

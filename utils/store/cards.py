@@ -61,7 +61,7 @@ def write_model_card(folder: Path, args: argparse.Namespace, scores: Sequence[Sc
     )
     lines = manifest_path(Path(train_data))
     groups = read_manifest(lines) if lines.exists() else None
-    chosen = groups["settings"] if groups else {}
+    chosen, folder_name = groups["settings"] if groups else {}, Path(train_data).parent.name
     dataset = args.dataset if Path(train_data).is_relative_to(dataset_dir(args)) else None
     _write(
         folder / CARD,
@@ -72,9 +72,10 @@ def write_model_card(folder: Path, args: argparse.Namespace, scores: Sequence[Sc
         base_model=base_model,
         length=made["settings"]["query_max_len"] + made["settings"]["passage_max_len"],
         groups=groups,
-        weight=chosen.get("reason_weight"),  # None: the groups are not RADIO's
+        # None: the groups are not RADIO's. Those of retrieval scores alone are made with weight 1 of that one cache.
+        weight=0.0 if "reason_weight" in chosen and folder_name == "retrieval" else chosen.get("reason_weight"),
         supervised=chosen.get("supervised", False),
-        no_rationale=Path(train_data).parent.name.startswith(ANSWER_ONLY),
+        no_rationale=folder_name.removesuffix("+retrieval") == ANSWER_ONLY,
         dataset=dataset,
         license=_license(dataset, args),
         scores=scores,
@@ -95,7 +96,7 @@ def write_dataset_card(rationales: Path, args: argparse.Namespace) -> None:
         tags=["rationale", "rag"],
         configs=[{"config_name": "default", "data_files": rationales.name}],
     )
-    prompts = [settings[name] for name in ("rationale_system", "rationale_user") if name in settings]
+    prompts = filter(None, map(settings.get, ("rationale_system", "rationale_user")))
     _write(
         rationales.with_name(CARD),
         data,

@@ -7,6 +7,7 @@ const PRESETS = [["wrong", "right"], ["right", "wrong"], ["any", "any"]];
 let shown = [];
 let outcomeFilters = [];
 let current;
+let started = false;
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -113,6 +114,7 @@ function update() {
   at("count").textContent = `${shown.length} of ${view.questions.length} questions`;
   at("list").replaceChildren();
   more(0);
+  if (started) history.replaceState(null, "", shown.length ? address(shown[0]) : "#explorer");
   if (shown.length) open(shown[0]);
   else at("detail").replaceChildren(element("p", "No question matches."));
 }
@@ -263,3 +265,4 @@ window.addEventListener("hashchange", follow);
 if (data.views.length) setView();
 else at("detail").append(element("p", "No finished run to explore."));
 follow();
+started = true;

@@ -144,11 +144,12 @@ def views(results: Results, runs: Sequence[Run], limit: int) -> list[dict[str, A
         if mine := [run for run in runs if run.task == task]:
             view = {"kind": "test", "name": f"{task}: test", "pair": _pair(plan, mine)}
             found.append(view | answered_questions(results, mine, limit))
-    # One reranker per folder of training data: the first.
+    # One reranker per folder of training data: the first with the profile's own weight, if there is one.
     tuned = [run for run in reversed(runs) if run.is_tuned and plan.training(run).settings.rationale != "none"]
+    tuned.sort(key=lambda run: not plan.training(run).fuse.keys() - {"rationale"})  # of several, the last stays
     for folder, run in {rationale_dir(plan.training(run).settings): run for run in tuned}.items():
         if (folder / "score_cache.jsonl").exists():  # a reranker can outlive its training data
-            name = f"{folder.parent.name}: training" + (f", {folder.name}" if folder.name != "reason" else "")
+            name = f"{folder.parent}: training" + (f", {folder.name}" if folder.name != "reason" else "")
             found.append({"kind": "training", "name": name, **training_questions(plan, run, limit)})
     return found
 
