@@ -148,6 +148,18 @@ def test_totals_count_time_once_and_everything_else_of_each_output():
         "rows": 20, "dropped": {"too long": 8}, "seconds": 27.0, "tokens_in": 8, "tokens_out": 3, "cost": 0.25,
     }  # fmt: skip
     assert _totals([made(30, 10.0), made(35, 10.0)])["seconds"] == 15.0
+    assert _totals([*stage_within_run, made(1, 1, completion_tokens=1, cost=None)])["cost"] is None
+
+
+def test_what_made_an_input_is_a_phase_too(tmp_path):
+    index, run = tmp_path / "index", tmp_path / "run/intermediate_data.json"
+    run.parent.mkdir()
+    for path, inputs in ((index, ["BAAI/bge-m3"]), (run, [index])):
+        path.write_text("[]")
+        Phase(path, inputs, {}).finish(3)
+    plan = SimpleNamespace(folder=lambda run: run.folder)
+    (found,) = phases(plan, [SimpleNamespace(is_tuned=False, folder=run.parent)])["phases"]
+    assert {made["output"] for made in found["outputs"]} == {str(index), str(run)}
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,11 @@ def phases(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
     for manifest in (plan.folder(run) / MANIFEST for run in runs):
         stages = read_manifest(manifest)["facts"].get("stages", {})
         paths += [*(manifest_path(Path(stage)) for stage in stages.values()), manifest]
-    made = [read_manifest(path) for path in dict.fromkeys(paths) if path.exists()]
+    paths = [path for path in dict.fromkeys(paths) if path.exists()]
+    for path in paths:  # it grows: what made an input, such as the index or the base reranker, was a phase too
+        origins = map(manifest_path, map(Path, read_manifest(path).get("inputs", {})))
+        paths += [origin for origin in origins if origin.exists() and origin not in paths]
+    made = [read_manifest(path) for path in paths]
     made = sorted((found for found in made if UNFINISHED not in found), key=lambda found: found["started"])
     scripts: dict[str, list[dict[str, Any]]] = {}
     for found in made:
@@ -111,6 +115,7 @@ def _totals(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
     facts, dropped = [found["facts"] for found in made], Counter[str]()
     for found in made:
         dropped.update(found["dropped"])
+    unpriced = any(fact.get("completion_tokens") and fact.get("cost") is None for fact in facts)
     seconds, end = 0.0, 0.0
     for start, length in sorted((datetime.fromisoformat(f["started"]).timestamp(), f["seconds"]) for f in made):
         seconds += max(0.0, start + length - max(start, end))
@@ -121,7 +126,8 @@ def _totals(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_in": sum(fact.get("prompt_tokens", 0) for fact in facts),
         "tokens_out": sum(fact.get("completion_tokens", 0) for fact in facts),
-        "cost": sum(fact.get("cost") or 0 for fact in facts),
+        # None: an LLM without a price has answered.
+        "cost": None if unpriced else sum(fact.get("cost") or 0 for fact in facts),
     }
 
 
