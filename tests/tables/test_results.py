@@ -19,11 +19,11 @@ import paper_tables as script
 from utils.classes import outcome_settings
 from utils.config import phase_arguments, run_main
 from utils.rag.metrics import bootstrap, holm, paired_difference
-from utils.store.manifest import Phase
+from utils.store.manifest import Phase, manifest_path
 from utils.tables.chain import chain
 from utils.tables.experiment import Experiment, PaperValues, read_model
 from utils.tables.formats import CSV_COLUMNS, csv_rows, latex, markdown, write_cards
-from utils.tables.plan import Plan
+from utils.tables.plan import Plan, Run
 from utils.tables.results import MANIFEST, RAG_SECTIONS, Results
 
 SCORES = {  # run -> EM of ten questions
@@ -401,6 +401,21 @@ def test_each_seeds_reranker_gets_a_card_with_its_own_numbers(seeded, tmp_path):
             ("mrr", pytest.approx(np.mean(SEEDED[run.name]), abs=1e-4))
         ]
     assert len(runs) == 3
+
+
+def test_a_card_has_the_test_questions_of_all_tables_whatever_was_asked_for(folder, paper_tables):
+    made = MADE | {"inputs": {"lines.jsonl": "x", "hub/base": "name:hub/base"}, "output_sha256": "reranker-1"}
+    made |= {"settings": {"query_max_len": 8, "passage_max_len": 8, "train_group_size": 4}}
+    made |= {"seconds": 1, "machine": "m", "versions": {}, "commit": "c"}
+    checkpoint = Plan(Experiment.model_validate(EXPERIMENT)).training(Run("nq", "g", "r", "w0.5")).checkpoint
+    checkpoint.mkdir(parents=True)
+    manifest_path(checkpoint).write_text(json.dumps(made))
+    paper_tables("--tables", "mmlu")
+    card = (checkpoint / "README.md").read_text()
+    found = {(r.dataset_type, r.metric_type) for r in ModelCard.load(checkpoint / "README.md").data.eval_results}
+    assert {("nq", "em"), ("mmlu", "em"), ("mmlu", "STEM")} <= found
+    paper_tables("--split", "dev")
+    assert (checkpoint / "README.md").read_text() == card
 
 
 def test_a_table_ends_with_what_it_means(results):
