@@ -71,7 +71,7 @@ def test_the_numbers_are_read_back_by_the_hubs_library(reranker, args):
     [
         ({"reason_weight": 0.25}, "dataset/nq/reason+retrieval/x.jsonl", "0.25 x similarity to", "answer matching"),
         ({"reason_weight": 1.0}, "dataset/nq/answer_only+retrieval/x.jsonl", "question and gold answer + 0.0 x", "LLM"),
-        ({"reason_weight": 0.0, "supervised": True}, "dataset/nq/a/x.jsonl", "chosen by answer matching", "and gold answer +"),
+        ({"reason_weight": 0.0, "supervised": True}, "dataset/nq/a/x.jsonl", "by answer matching", "and gold answer +"),
         ({"reason_weight": 1.0}, "dataset/nq/retrieval/x.jsonl", "+ 1.0 x the retriever's score", "1.0 x similarity"),
         ({"reason_weight": 0.9}, "dataset/nq/answer_only_v2+retrieval/x.jsonl", "of it + 0.1 x", "1.0 x"),
         ({"sampled": 3}, "dataset/nq/x.jsonl", "fine-tuned from", "nobody labelled"),
