@@ -20,10 +20,10 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from utils.classes import NO_GENERATOR, generator_name, reranker_name
+from utils.classes import generator_name, reranker_name
 from utils.config import UsageError, phase_arguments, read_yaml, run_main, settings_of, template_fault
 from utils.devices import select_devices
-from utils.rag.generators import LOCAL_FRAMEWORKS, make_generator
+from utils.rag.generators import LOCAL_FRAMEWORKS, NO_GENERATOR, make_generator
 from utils.rag.prompts import RagPrompt
 from utils.retrieval.answers import has_answer
 from utils.store.files import file_name, write_file

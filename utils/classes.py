@@ -21,7 +21,14 @@ from utils.config import UsageError, dataset_dir, settings_of, without_secrets
 from utils.devices import check_classifier, load_tokenizer, local_model
 from utils.llm.types import Prompt
 from utils.mmlu.letters import letter_metrics
-from utils.rag.generators import LOCAL_FRAMEWORKS, Generator, OpenAIGenerator, make_generator
+from utils.rag.generators import (
+    LOCAL_FRAMEWORKS,
+    NO_GENERATOR,
+    Generator,
+    OpenAIGenerator,
+    check_framework,
+    make_generator,
+)
 from utils.rag.metrics import Interval, bootstrap, ranking_metrics, relevance, text_metrics, write_qrels, write_run
 from utils.rag.prompts import RagPrompt, check_prompts
 from utils.ray_engine import start_workers
@@ -43,7 +50,6 @@ OUTCOME_SETTINGS = (
 NO_RETRIEVAL = "closed-book"
 NO_RERANKER = "none"
 ORACLE = "oracle"
-NO_GENERATOR = "none"
 
 
 def run_rag(args: argparse.Namespace) -> str:
@@ -139,7 +145,7 @@ class RagPipeline:
         return _save(rows, {name: bootstrap(values, self.args.seed) for name, values in scores.items()}, folder)
 
     def _check_models(self) -> None:
-        """Refuse, before the retrieval, a reranker or generator whose folder, tokenizer or head is missing."""
+        """Refuse, before the retrieval, a reranker or generator whose folder, tokenizer, head or library is missing."""
         args = self.args
         reranker = args.rerank_model_path if args.retrieval_topk else None
         generator = args.model_path if args.framework in LOCAL_FRAMEWORKS else None
@@ -148,6 +154,7 @@ class RagPipeline:
             load_tokenizer(folder, trust)
             if path == reranker:
                 check_classifier(folder, trust)
+        check_framework(args)
 
     def forecast(self) -> str:
         """Say what a server's answers would take, from rankings that are there already."""

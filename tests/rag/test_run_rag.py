@@ -1,5 +1,6 @@
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from conftest import questions, read_jsonl, without_tokenizer, write_jsonl
@@ -284,7 +285,7 @@ def test_prompts_without_a_place_for_passages_are_refused_before_any_work(rag, t
 
 
 def test_models_that_cannot_work_are_told_before_the_retrieval(rag, tmp_path, tiny_encoder, tiny_reranker, tiny_llama):
-    """By folder, configuration and tokenizer: the retrieval may take hours."""
+    """By folder, configuration, tokenizer and library: the retrieval may take hours."""
     three = shutil.copytree(tiny_reranker, tmp_path / "three")
     config = json.loads((three / "config.json").read_text())
     config["id2label"] = {str(i): f"LABEL_{i}" for i in range(3)}
@@ -300,7 +301,11 @@ def test_models_that_cannot_work_are_told_before_the_retrieval(rag, tmp_path, ti
         f"--rerank_model_path={wordless}": "its tokenizer knows no word",
         "--framework=hf --model_path=models/forgotten": "'models/forgotten' is no local folder",
         f"--framework=vllm --model_path={mute}": "mute",
+        "--framework=tgi": "--framework 'tgi' is none of openai, hf, vllm, fschat, none",
+        f"--framework=fschat --quantization=4bit --model_path={tiny_llama}": "--quantization is for --framework hf",
     }
+    if find_spec("vllm") is None:
+        cases[f"--framework=vllm --model_path={tiny_llama}"] = "--framework vllm needs vLLM: pip install"
     for flags, message in cases.items():
         result = rag(*flags.split())
         assert (result.returncode, message in result.stderr) == (2, True), (flags, result.stderr)

