@@ -23,13 +23,13 @@ def test_equal_texts_get_equal_vectors_in_any_batch(tiny_encoder, others):
 
 @pytest.fixture
 def twins(retrieval_args, corpus, tmp_path, run_script, monkeypatch):
-    """An index of 60 passages and five copies of p3, encoded in blocks of seven passages."""
+    """An index of 60 passages and five copies of p3, encoded in blocks of eight passages."""
     passages = read_jsonl(corpus)[:58]
     copies = [{"id": f"copy{i}", "contents": passages[3]["contents"]} for i in range(5)]
     rows = [*copies[:2], *passages[:30], copies[2], *passages[30:], *copies[3:]]
     retrieval_args.corpus_path = str(write_jsonl(tmp_path / "twins.jsonl", rows))
     retrieval_args.index_path = str(tmp_path / "twins.index")
-    monkeypatch.setattr(utils.retrieval.index, "ENCODE_AT_ONCE", 7)
+    monkeypatch.setattr(utils.retrieval.index, "BATCHES_AT_ONCE", 2)
     words = ["--corpus_path", retrieval_args.corpus_path, "--index_path", retrieval_args.index_path]
     words += ["--retriever_path", retrieval_args.retriever_path, "--index_batch_size", "4"]
     assert run_script("build_index.py", *words, cwd=tmp_path).returncode == 0

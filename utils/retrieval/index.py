@@ -24,7 +24,7 @@ from utils.store.jsonlines import fault_handler
 from utils.store.manifest import Phase
 
 STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
-ENCODE_AT_ONCE = 8192  # passages sorted by length together, so that batches hold little padding
+BATCHES_AT_ONCE = 32  # their passages are sorted by length together, so that a batch holds little padding
 
 
 def build_bm25_index(path: str, output: Path, args: argparse.Namespace) -> None:
@@ -74,7 +74,8 @@ def build_index(path: str, output: Path, args: argparse.Namespace) -> None:
         dropped = Counter[str]() if args.skip_bad_rows else None
         dimension, corpus = model_dimension(args.retriever_path), read_corpus(path, fault_handler(dropped))
         parts = corpus.split(args.index_shard_size)
-        shards = {folder / f"{number:05d}.npy": part.split(ENCODE_AT_ONCE) for number, part in enumerate(parts)}
+        block = BATCHES_AT_ONCE * args.index_batch_size
+        shards = {folder / f"{number:05d}.npy": part.split(block) for number, part in enumerate(parts)}
         # The index and its shards are on the disk together: 2 x 65 GB for wiki18.
         size = len(corpus) * dimension * STORAGE[args.index_storage].itemsize
         encoded = sum(path.stat().st_size for path in shards if path.exists())
