@@ -16,6 +16,7 @@ from conftest import ROOT, SUBJECTS, write_jsonl
 from huggingface_hub import ModelCard
 
 from utils.config import UsageError, load_config
+from utils.training.finetune import MODULE, STARTER, environment
 
 
 def groups(count, negatives=6):
@@ -146,6 +147,15 @@ def test_two_processes_train_through_torchrun(finetune, tmp_path):
     assert "torch.distributed.run --nproc_per_node 2 --standalone" in result.stdout
     assert len(losses(result)) == 2
     assert (tmp_path / "checkpoints/new/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("yours", "seen"), [(None, "0"), ("", ""), ("2,3", "2"), ("GPU-8f2e", "GPU-8f2e")])
+def test_one_process_sees_one_gpu_and_torchrun_all(monkeypatch, yours, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if yours is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", yours)
+    assert environment([sys.executable, "-m", MODULE])["CUDA_VISIBLE_DEVICES"] == seen
+    assert environment([sys.executable, "-m", STARTER, "-m", MODULE]).get("CUDA_VISIBLE_DEVICES") == yours
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ from utils.store.manifest import CARD, Phase
 from utils.store.rows import TrainingGroup
 
 MODULE = "utils.training.train_reranker"
+STARTER = "torch.distributed.run"
 COMPLETE = "complete"  # this file in a checkpoint's folder says that the checkpoint is whole
 MADE_WITH = ".made_with"  # this file in an unfinished folder names inputs and settings; fingerprints skip dot files
 TRAINED = ".trained.json"  # this file holds losses and speed until they stand in the manifest
@@ -134,12 +135,22 @@ def in_words(facts: dict[str, Any], args: argparse.Namespace) -> str:
 def train(command: list[str], unfinished: Path) -> int:
     """Run the training and return its exit code."""
     print(" ".join(command), flush=True)
-    code = subprocess.run(command, env=os.environ | {PARENT: str(os.getpid())}).returncode
+    code = subprocess.run(command, env=environment(command)).returncode
     if code:
         # torch and safetensors report a full disk in many ways, none of them plain.
         said = f"error: training ended with exit code {code} ({free_space(unfinished) / 1e9:.1f} GB free on the disk)"
         print(f"{said}; the same command goes on from the last checkpoint in {unfinished}", file=sys.stderr)
     return code
+
+
+def environment(command: list[str]) -> dict[str, str]:
+    """Return the training's environment, where one process sees one GPU.
+
+    With several, transformers would wrap the model in ``DataParallel`` and make the batch as many times larger.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    alone = {} if STARTER in command else {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
+    return os.environ | {PARENT: str(os.getpid())} | alone
 
 
 def put_in_place(unfinished: Path, output: Path, manifest: Path) -> None:
@@ -224,7 +235,7 @@ def launcher(args: argparse.Namespace) -> list[str]:
     if args.nnodes > 1:
         nodes = ["--nnodes", str(args.nnodes), "--node_rank", str(args.node_rank)]
         nodes += ["--master_addr", host, "--master_port", port]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(args.nproc_per_node), *nodes, "-m"]
+    return [sys.executable, "-m", STARTER, "--nproc_per_node", str(args.nproc_per_node), *nodes, "-m"]
 
 
 def training_command(args: argparse.Namespace, base_model: str, train_data: Path, output: Path) -> list[str]:
