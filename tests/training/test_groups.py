@@ -327,8 +327,16 @@ def test_the_chain_tells_where_the_answers_stand_by_each_score(with_answers, cap
     facts = manifest["facts"]
     assert (facts["mrr retrieval"], facts["mrr rationale"], facts["mrr fused"]) == pytest.approx((1 / 3, 1, 1))
     assert (facts["first retrieval"], facts["first rationale"], facts["candidate lists with an answer"]) == (0, 1, 1)
-    said = "100.0% of the candidate lists contain an answer; its MRR by score: retrieval 0.333 (0.0% in first place)"
+    said = "100.0% of the candidate lists contain an answer; its MRR by retrieval score 0.333 (0.0% in first place)"
     assert said in capsys.readouterr().out
+
+
+def test_one_cache_alone_tells_of_one_score(with_answers, capsys):
+    folder, (_, retrieval), _ = with_answers
+    facts = fuse_files(folder, retrieval, retrieval)[1]["facts"]
+    assert facts["mrr this"] == pytest.approx(1 / 3)
+    assert not {"mrr retrieval", "mrr rationale", "mrr fused"} & facts.keys()
+    assert "its MRR by this score 0.333 (0.0% in first place)\n" in capsys.readouterr().out
 
 
 def test_equal_scores_keep_their_own_order_in_the_chain(with_answers):

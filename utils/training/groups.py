@@ -26,6 +26,7 @@ from utils.store.rows import PublishedScored, Scored, TrainingGroup
 
 SAME_DOCS = "both caches must come from the same train_docs file"
 SCORES = ("retrieval", "rationale", "fused")  # what ranks the candidates, in the data's order
+THIS = "this"  # the score of a training file that is made of one cache alone
 
 
 def check_sampling(sampling: str, topk: int) -> None:
@@ -78,10 +79,14 @@ def tell_answers(facts: Counter[str]) -> dict[str, float]:
     if not (lists := found.pop("candidate lists", 0)):
         return found
     answered = "candidate lists with an answer"
-    for name in (answered, *(f"{what} {score}" for score in SCORES for what in ("mrr", "first"))):
+    scores = [score for score in (*SCORES, THIS) if f"mrr {score}" in facts]
+    for name in (answered, *(f"{what} {score}" for score in scores for what in ("mrr", "first"))):
         found[name] = facts[name] / lists
-    orders = (f"{score} {found[f'mrr {score}']:.3f} ({found[f'first {score}']:.1%} in first place)" for score in SCORES)
-    print(f"{found[answered]:.1%} of the candidate lists contain an answer; its MRR by score: {', '.join(orders)}")
+    orders = (
+        f"by {score} score {found[f'mrr {score}']:.3f} ({found[f'first {score}']:.1%} in first place)"
+        for score in scores
+    )
+    print(f"{found[answered]:.1%} of the candidate lists contain an answer; its MRR {', '.join(orders)}")
     shares = [facts[f"{kind} with an answer"] / facts[kind] for kind in ("positives", "negatives")]
     print(f"{shares[0]:.1%} of the positives and {shares[1]:.1%} of the negatives contain an answer")
     return found
@@ -99,7 +104,7 @@ class Ranked(NamedTuple):
     key: str
     query: str
     passages: list[str]
-    orders: dict[str, list[int]]  # by each of `SCORES`, places in `passages`, best first
+    orders: dict[str, list[int]]  # by each of `SCORES`, or by `THIS`: places in `passages`, best first
 
 
 def fused_rankings(
@@ -132,8 +137,10 @@ def fused_rankings(
         passages = [names[i] for i in order]
         place = {passage: i for i, passage in enumerate(passages)}
         # Equal scores keep their own cache's order; the fused one would credit the retriever with the rationale's.
-        by_score = zip(SCORES, (retrieved, rationale, passages), strict=True)
-        orders = {score: [place[passage] for passage in ranked] for score, ranked in by_score}
+        by_score = dict(zip(SCORES, (retrieved, rationale, passages), strict=True))
+        if reason.path == retrieval.path:
+            by_score = {THIS: passages}
+        orders = {score: [place[passage] for passage in ranked] for score, ranked in by_score.items()}
         yield Ranked(key, query, passages, orders)
 
 
