@@ -6,7 +6,7 @@
     python run_rag.py --dataset=nq --retrieval_topk=0                    (closed book: no retrieval)
     python run_rag.py --dataset=nq --rerank_model_name=oracle            (passages with an answer first)
     python run_rag.py --dataset=nq --framework=none                      (ranking quality alone, no LLM)
-    python run_rag.py --dataset=nq --framework=openai --dry_run          (tokens, cost, time and disk of the answers)
+    python run_rag.py --dataset=nq --framework=openai --dry_run          (tokens, cost and time of the answers)
 
 reads   DATA_DIR/DATASET/SPLIT.jsonl, the index and its corpus, the reranker, the generator
 writes  SAVE_DIR/RUN/intermediate_data.json   questions, passages, answers and scores, FlashRAG's layout
@@ -25,7 +25,7 @@ from __future__ import annotations
 from utils.config import phase_arguments, run_main
 from utils.devices import select_devices
 
-EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost, time and disk, and ask nothing"})]
+EXTRA = [("--dry_run", {"action": "store_true", "help": "print rows, tokens, cost and time, and ask nothing"})]
 
 
 def main() -> None:

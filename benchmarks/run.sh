@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run every benchmark, one after the other: bash benchmarks/run.sh [--device cuda]
+# Run every benchmark but approximate.py and cluster.py, one after the other: bash benchmarks/run.sh [--device cuda]
 # It writes benchmarks/results/*.json and takes under 20 minutes on 2 cores; nothing else should run meanwhile. First run
 # `bash reproduce.sh`, which makes the data, and `python -m quickstart.models --all`, for the LLM of benchmarks/generate.py.
 set -euo pipefail

