@@ -130,7 +130,7 @@ def test_byte_order_marks_are_no_part_of_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
-        (gzip.compress(b'{"id": 1}\n'), "gunzip it"),
+        (gzip.compress(b'{"id": 1}\n', mtime=0), "gunzip it"),
         (bz2.compress(b'{"id": 1}\n'), "unpack it"),
         (lzma.compress(b'{"id": 1}\n'), "unpack it"),
         ('{"id": 1}\n'.encode("utf-16"), "save it as UTF-8"),
