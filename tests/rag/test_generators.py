@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -243,6 +244,7 @@ def test_vllm_is_asked_for_greedy_answers_to_prompts_with_one_bos(args, monkeypa
             return [SimpleNamespace(outputs=[SimpleNamespace(text=f" answer {i} ")]) for i in range(len(inputs))]
 
     fake = ModuleType("vllm")
+    fake.__spec__ = ModuleSpec("vllm", None)
     fake.LLM, fake.SamplingParams = Engine, lambda **settings: sampled.update(settings)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     args.framework, args.stop = "vllm", ["\n"]
@@ -439,6 +441,7 @@ def test_an_answer_that_vllm_cuts_off_is_counted(args, monkeypatch):
             return [SimpleNamespace(outputs=[SimpleNamespace(text=t, finish_reason=why)]) for t, why in found]
 
     fake = ModuleType("vllm")
+    fake.__spec__ = ModuleSpec("vllm", None)
     fake.LLM, fake.SamplingParams = Engine, lambda **settings: settings
     monkeypatch.setitem(sys.modules, "vllm", fake)
     args.framework = "vllm"

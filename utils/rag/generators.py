@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -263,7 +262,7 @@ def check_framework(args: argparse.Namespace) -> None:
     if args.framework not in known:
         raise UsageError(f"--framework {args.framework!r} is none of {', '.join(known)}")
     module, remedy = LIBRARIES.get(args.framework, ("", ""))
-    if module and module not in sys.modules and find_spec(module) is None:
+    if module and find_spec(module) is None:
         raise UsageError(f"--framework {args.framework} needs {remedy}")
     if args.quantization != "none" and args.framework in LIBRARIES:
         raise UsageError("--quantization is for --framework hf")
