@@ -137,10 +137,9 @@ def fused_rankings(
         passages = [names[i] for i in order]
         place = {passage: i for i, passage in enumerate(passages)}
         # Equal scores keep their own cache's order; the fused one would credit the retriever with the rationale's.
-        by_score = dict(zip(SCORES, (retrieved, rationale, passages), strict=True))
-        if reason.path == retrieval.path:
-            by_score = {THIS: passages}
-        orders = {score: [place[passage] for passage in ranked] for score, ranked in by_score.items()}
+        alone = reason.path == retrieval.path
+        by_score = [(THIS, passages)] if alone else zip(SCORES, (retrieved, rationale, passages), strict=True)
+        orders = {score: [place[passage] for passage in ranked] for score, ranked in by_score}
         yield Ranked(key, query, passages, orders)
 
 
